@@ -1,0 +1,237 @@
+"""OpenMM forces to parameter tables; what cannot be read is refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import openmm
+from openmm import unit
+
+from boltzgen.energy.tables import MAX_PERIODICITY, Floats, TermTables, cosine_polynomial
+from boltzgen.errors import PotentialError
+
+__all__ = ["force_names", "read_system"]
+
+# 1/(4 pi eps0) in kJ nm / (mol e^2), as OpenMM has it (ONE_4PI_EPS0 of SimTKOpenMMRealType.h).
+COULOMB = 138.93545764438198
+_KJ, _NM, _RAD, _E = unit.kilojoule_per_mole, unit.nanometer, unit.radian, unit.elementary_charge
+
+_LJ_TABLES = {
+    "acoef(type1,type2)/r^12-bcoef(type1,type2)/r^6": False,
+    "(a/r6)^2-b/r6;r6=r^6;a=acoef(type1,type2);b=bcoef(type1,type2)": True,
+    "a/r^12-b/r^6;a=acoef(type1,type2);b=bcoef(type1,type2)": False,
+}
+_LJ_BOND = {"4*epsilon*((sigma/r)^12-(sigma/r)^6)", "4.0*epsilon*((sigma/r)^12-(sigma/r)^6)"}
+_IMPROPER = {
+    "k*min(dtheta,2*pi-dtheta)^2;dtheta=abs(theta-theta0);pi=3.141592653589793",
+    "k*min(dtheta,2*pi-dtheta)^2;dtheta=abs(theta-theta0);pi=3.1415926535",
+}
+_IGNORED = {"CMMotionRemover"}
+
+
+def force_names(system: openmm.System) -> list[str]:
+    """Distinct names of the forces of a System, in order; those without energy are left out by `read_system`."""
+    names: list[str] = []
+    for force in system.getForces():
+        name = type(force).__name__
+        count = sum(n == name or n.startswith(f"{name} (") for n in names)
+        names.append(name if count == 0 else f"{name} ({count + 1})")
+    return names
+
+
+def read_system(system: openmm.System) -> dict[str, TermTables]:
+    """Tables of every force of a System.
+
+    Parameters
+    ----------
+    system : openmm.System
+        Not periodic, without constraints and virtual sites.
+
+    Returns
+    -------
+    dict of TermTables
+        By force name, in the order of the System; motion removers are left out.
+
+    Raises
+    ------
+    PotentialError
+        Names the first thing that cannot be compiled.
+    """
+    if system.getNumConstraints():
+        raise PotentialError(
+            f"the System has {system.getNumConstraints()} constraints, which an energy over free positions does not "
+            "know; build it with constraints=None and rigidWater=False"
+        )
+    if any(system.isVirtualSite(i) for i in range(system.getNumParticles())):
+        raise PotentialError("the System has virtual sites, which cannot be compiled; use OpenMMPotential")
+    tables: dict[str, TermTables] = {}
+    for name, force in zip(force_names(system), system.getForces(), strict=True):
+        kind = type(force).__name__
+        if kind in _IGNORED:
+            continue
+        if kind not in _READERS:
+            raise PotentialError(f"{name} cannot be compiled; use OpenMMPotential for this System")
+        if force.usesPeriodicBoundaryConditions():
+            raise PotentialError(f"{name} uses periodic boundary conditions; only isolated molecules can be compiled")
+        tables[name] = _READERS[kind](force, name)
+    return tables
+
+
+def _value(quantity: object, of: unit.Unit) -> float:
+    return float(quantity.value_in_unit(of) if unit.is_quantity(quantity) else quantity)  # type: ignore[attr-defined, arg-type]
+
+
+def _bonds(force: openmm.HarmonicBondForce, name: str) -> TermTables:
+    rows = [force.getBondParameters(i) for i in range(force.getNumBonds())]
+    return TermTables(
+        bonds=_index([(i, j) for i, j, _, _ in rows], 2),
+        bond_parameters=_table([(_value(k, _KJ / _NM**2), _value(r, _NM)) for _, _, r, k in rows], 2),
+    )
+
+
+def _angles(force: openmm.HarmonicAngleForce, name: str) -> TermTables:
+    rows = [force.getAngleParameters(i) for i in range(force.getNumAngles())]
+    return TermTables(
+        angles=_index([row[:3] for row in rows], 3),
+        angle_parameters=_table([(_value(k, _KJ / _RAD**2), _value(t, _RAD)) for *_, t, k in rows], 2),
+    )
+
+
+def _torsions(force: openmm.PeriodicTorsionForce, name: str) -> TermTables:
+    atoms, rows = [], []
+    for index in range(force.getNumTorsions()):
+        *quadruple, n, phase, k = force.getTorsionParameters(index)
+        if not 0 <= n <= MAX_PERIODICITY:
+            raise PotentialError(f"{name}: torsion {index} has periodicity {n}; at most {MAX_PERIODICITY} is supported")
+        atoms.append(quadruple)
+        rows.append(cosine_polynomial(n, _value(phase, _RAD), _value(k, _KJ)))
+    return TermTables(torsions=_index(atoms, 4), torsion_parameters=_table(rows, 2 * (MAX_PERIODICITY + 1)))
+
+
+def _cmaps(force: openmm.CMAPTorsionForce, name: str) -> TermTables:
+    rows = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
+    used = sorted({row[0] for row in rows})  # CHARMM files define 24 maps, of which a peptide uses one or two
+    energies = []
+    for index in used:
+        size, energy = force.getMapParameters(index)
+        energies.append(np.array(energy.value_in_unit(_KJ), dtype=np.float64).reshape(size, size).T)
+    return TermTables(
+        cmaps=_index([row[1:] for row in rows], 8),
+        cmap_index=np.array([used.index(row[0]) for row in rows], dtype=np.int64),
+        cmap_energies=energies,
+    )
+
+
+def _nonbonded(force: openmm.NonbondedForce, name: str) -> TermTables:
+    if force.getNonbondedMethod() != openmm.NonbondedForce.NoCutoff:
+        raise PotentialError(f"{name} uses a cut-off or Ewald sum; build the System with nonbondedMethod=NoCutoff")
+    if force.getNumParticleParameterOffsets() or force.getNumExceptionParameterOffsets():
+        raise PotentialError(f"{name} has parameter offsets, which cannot be compiled; use OpenMMPotential")
+    n = force.getNumParticles()
+    particles = np.array(
+        [(_value(q, _E), _value(s, _NM), _value(e, _KJ)) for q, s, e in map(force.getParticleParameters, range(n))]
+    ).reshape(n, 3)
+    charge, sigma, epsilon = particles.T
+    exceptions = [force.getExceptionParameters(i) for i in range(force.getNumExceptions())]
+    excluded = np.eye(n, dtype=bool)
+    for i, j, *_ in exceptions:
+        excluded[i, j] = excluded[j, i] = True
+    i, j = np.nonzero(np.triu(~excluded))
+    c12, c6 = _lennard_jones((sigma[i] + sigma[j]) / 2, np.sqrt(epsilon[i] * epsilon[j]))
+    rows = np.stack((c12, c6, COULOMB * charge[i] * charge[j]), axis=1)
+    special = [(_value(q, _E**2), _value(s, _NM), _value(e, _KJ)) for _, _, q, s, e in exceptions]
+    extra = [(*_lennard_jones(s, e), COULOMB * q) for q, s, e in special]
+    return TermTables(
+        pairs=np.concatenate((np.stack((i, j), axis=1), _index([row[:2] for row in exceptions], 2))),
+        pair_parameters=np.concatenate((rows, _table(extra, 3))),
+    )
+
+
+def _custom_nonbonded(force: openmm.CustomNonbondedForce, name: str) -> TermTables:
+    expression = _normal(force.getEnergyFunction())
+    if expression not in _LJ_TABLES:
+        raise PotentialError(f"{name}: the expression {force.getEnergyFunction()!r} cannot be compiled")
+    functions = {force.getTabulatedFunctionName(i): i for i in range(force.getNumTabulatedFunctions())}
+    parameters = [force.getPerParticleParameterName(i) for i in range(force.getNumPerParticleParameters())]
+    plain = (
+        force.getNonbondedMethod() == openmm.CustomNonbondedForce.NoCutoff
+        and force.getNumInteractionGroups() == 0
+        and parameters == ["type"]
+        and set(functions) == {"acoef", "bcoef"}
+    )
+    if not plain:
+        raise PotentialError(f"{name}: cut-offs, interaction groups and parameters other than 'type' cannot be compiled")
+    a, b = (_discrete(force.getTabulatedFunction(functions[key]), name) for key in ("acoef", "bcoef"))
+    n = force.getNumParticles()
+    kind = np.array([force.getParticleParameters(p)[0] for p in range(n)]).round().astype(int)
+    excluded = np.eye(n, dtype=bool)
+    for index in range(force.getNumExclusions()):
+        p, q = force.getExclusionParticles(index)
+        excluded[p, q] = excluded[q, p] = True
+    i, j = np.nonzero(np.triu(~excluded))
+    c12 = a[kind[i], kind[j]]
+    c12 = c12**2 if _LJ_TABLES[expression] else c12
+    rows = np.stack((c12, b[kind[i], kind[j]], np.zeros(len(i))), axis=1)
+    return TermTables(pairs=np.stack((i, j), axis=1), pair_parameters=rows)
+
+
+def _custom_bond(force: openmm.CustomBondForce, name: str) -> TermTables:
+    names = [force.getPerBondParameterName(i) for i in range(force.getNumPerBondParameters())]
+    if _normal(force.getEnergyFunction()) not in _LJ_BOND or set(names) != {"sigma", "epsilon"}:
+        raise PotentialError(f"{name}: the expression {force.getEnergyFunction()!r} cannot be compiled")
+    rows = [force.getBondParameters(i) for i in range(force.getNumBonds())]
+    s, e = names.index("sigma"), names.index("epsilon")
+    return TermTables(
+        pairs=_index([row[:2] for row in rows], 2),
+        pair_parameters=_table([(*_lennard_jones(p[s], p[e]), 0.0) for *_, p in rows], 3),
+    )
+
+
+def _custom_torsion(force: openmm.CustomTorsionForce, name: str) -> TermTables:
+    names = [force.getPerTorsionParameterName(i) for i in range(force.getNumPerTorsionParameters())]
+    if _normal(force.getEnergyFunction()) not in _IMPROPER or set(names) != {"k", "theta0"}:
+        raise PotentialError(f"{name}: the expression {force.getEnergyFunction()!r} cannot be compiled")
+    rows = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
+    k, theta = names.index("k"), names.index("theta0")
+    return TermTables(
+        impropers=_index([row[:4] for row in rows], 4),
+        improper_parameters=_table([(p[k], p[theta]) for *_, p in rows], 2),
+    )
+
+
+_READERS: dict[str, Callable[..., TermTables]] = {
+    "HarmonicBondForce": _bonds,
+    "HarmonicAngleForce": _angles,
+    "PeriodicTorsionForce": _torsions,
+    "CMAPTorsionForce": _cmaps,
+    "NonbondedForce": _nonbonded,
+    "CustomNonbondedForce": _custom_nonbonded,
+    "CustomBondForce": _custom_bond,
+    "CustomTorsionForce": _custom_torsion,
+}
+
+
+def _normal(expression: str) -> str:
+    return re.sub(r"\s+", "", expression).rstrip(";")
+
+
+def _lennard_jones(sigma: Floats | float, epsilon: Floats | float) -> tuple[Floats, Floats]:
+    sixth = np.asarray(sigma, dtype=np.float64) ** 6
+    return 4 * epsilon * sixth**2, 4 * epsilon * sixth
+
+
+def _discrete(function: openmm.TabulatedFunction, name: str) -> Floats:
+    if type(function).__name__ != "Discrete2DFunction":
+        raise PotentialError(f"{name}: tabulated function {type(function).__name__} cannot be compiled")
+    width, height, values = function.getFunctionParameters()
+    return np.array(values, dtype=np.float64).reshape(height, width).T
+
+
+def _index(rows: list, width: int) -> np.ndarray:
+    return np.array([list(row) for row in rows], dtype=np.int64).reshape(len(rows), width)
+
+
+def _table(rows: list, width: int) -> Floats:
+    return np.array([list(row) for row in rows], dtype=np.float64).reshape(len(rows), width)

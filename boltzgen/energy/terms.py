@@ -1,0 +1,246 @@
+"""Force-field terms as batched torch operations, energies and analytic gradients together.
+
+Inside, coordinates are (3, N, B): the batch is the fastest index. Each kind of term is one function that gives the
+energy (B,) and, when asked, the gradient with respect to the difference vectors it used; a single sum per atom over all
+difference vectors then gives the gradient by atom, without atomic additions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.interpolate import CubicSpline
+from torch import Tensor, nn
+
+from boltzgen.energy.geometry import angle, angle_gradient, dihedral, dihedral_gradient, dot
+from boltzgen.energy.tables import MAX_PERIODICITY, Floats, TermTables
+
+__all__ = ["TermProgram", "bicubic_coefficients"]
+
+# Closer than this r^-6 leaves the range of float32, so that an overlap without Lennard-Jones would be 0 * inf.
+_MIN_SQUARE = 1e-12
+
+
+class TermProgram(nn.Module):
+    """All terms of some `TermTables` as one function of (3, N, B) coordinates.
+
+    Parameters
+    ----------
+    tables : TermTables
+        What to evaluate.
+    n_atoms : int
+        Number of atoms N.
+    """
+
+    def __init__(self, tables: TermTables, n_atoms: int) -> None:
+        super().__init__()
+        self.constant = tables.constant
+        cmap_first, cmap_second = tables.cmaps[:, :4], tables.cmaps[:, 4:]
+        dihedrals = np.concatenate((tables.torsions, tables.impropers, cmap_first, cmap_second))
+        self.n_bonds, self.n_pairs, self.n_angles = len(tables.bonds), len(tables.pairs), len(tables.angles)
+        self.n_torsions, self.n_impropers, self.n_cmaps = len(tables.torsions), len(tables.impropers), len(tables.cmaps)
+        self.n_dihedrals = len(dihedrals)
+        # Difference vectors x[head] - x[tail], in the order in which the terms use them.
+        ends = [tables.bonds, tables.pairs, tables.angles[:, :2], tables.angles[:, [2, 1]]]
+        ends += [dihedrals[:, [k + 1, k]] for k in range(3)]
+        head, tail = np.concatenate(ends).T
+        self._keep("head", head)
+        self._keep("tail", tail)
+        self._keep("slots", _slots(head, tail, n_atoms))
+        self._keep("incidence", _incidence(head, tail, n_atoms))
+        self._columns("bond", tables.bond_parameters)
+        self._columns("pair", tables.pair_parameters)
+        self._columns("angle", tables.angle_parameters)
+        self._columns("improper", tables.improper_parameters)
+        self._keep("torsion", _polynomials(tables.torsion_parameters))
+        self.torsion_degree = _degree(tables.torsion_parameters[:, : MAX_PERIODICITY + 1])
+        self.torsion_sine_degree = _degree(tables.torsion_parameters[:, MAX_PERIODICITY + 1 :])
+        self._cmap_tables(tables)
+
+    def _keep(self, name: str, array: np.ndarray) -> None:
+        self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array)), persistent=False)
+
+    def _columns(self, name: str, parameters: Floats) -> None:
+        self._keep(name, parameters.T[:, :, None])
+
+    def _cmap_tables(self, tables: TermTables) -> None:
+        coefficients = [bicubic_coefficients(energy) for energy in tables.cmap_energies]
+        sizes = np.array([len(energy) for energy in tables.cmap_energies], dtype=np.int64)
+        starts = np.concatenate(([0], np.cumsum(sizes**2)))[:-1].astype(np.int64)
+        self._keep("cmap_table", np.concatenate(coefficients, axis=1) if coefficients else np.zeros((16, 0)))
+        self._keep("cmap_size", sizes[tables.cmap_index][:, None])
+        self._keep("cmap_start", starts[tables.cmap_index][:, None])
+
+    def forward(self, x: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """Energy (B,) in kJ/mol and gradient (3, N, B) in kJ/mol/nm (None unless asked) of coordinates (3, N, B) in nm."""
+        d = x[:, self.head] - x[:, self.tail]
+        energy = x.new_full((x.shape[2],), self.constant)
+        gradients: list[Tensor] = []
+        split = torch.split(d, [self.n_bonds, self.n_pairs, *[self.n_angles] * 2, *[self.n_dihedrals] * 3], dim=1)
+        for count, term, vectors in (
+            (self.n_bonds, self._bond_energy, split[0:1]),
+            (self.n_pairs, self._pair_energy, split[1:2]),
+            (self.n_angles, self._angle_energy, split[2:4]),
+            (self.n_dihedrals, self._dihedral_energy, split[4:7]),
+        ):
+            if count:
+                part, slopes = term(*vectors, gradient)
+                energy = energy + part
+                gradients.extend(slopes)
+        if not gradient:
+            return energy, None
+        return energy, self._by_atom(gradients) if gradients else torch.zeros_like(x)
+
+    def _by_atom(self, gradients: list[Tensor]) -> Tensor:
+        return torch.matmul(self.incidence, torch.cat(gradients, dim=1))
+
+    def _bond_energy(self, d: Tensor, gradient: bool) -> tuple[Tensor, list[Tensor]]:
+        k, r0 = self.bond
+        r = torch.sqrt(dot(d, d))
+        stretch = r - r0
+        force = k * stretch
+        energy = 0.5 * (force * stretch).sum(0)
+        return energy, [d * (force / r.clamp(min=1e-9))] if gradient else []
+
+    def _pair_energy(self, d: Tensor, gradient: bool) -> tuple[Tensor, list[Tensor]]:
+        c12, c6, qq = self.pair
+        inverse2 = dot(d, d).clamp(min=_MIN_SQUARE).reciprocal()
+        inverse6 = inverse2 * inverse2 * inverse2
+        repulsion, attraction, coulomb = c12 * inverse6, c6, qq * torch.sqrt(inverse2)
+        energy = ((repulsion - attraction) * inverse6 + coulomb).sum(0)
+        if not gradient:
+            return energy, []
+        return energy, [d * (((6 * attraction - 12 * repulsion) * inverse6 - coulomb) * inverse2)]
+
+    def _angle_energy(self, u: Tensor, v: Tensor, gradient: bool) -> tuple[Tensor, list[Tensor]]:
+        k, theta0 = self.angle
+        theta, normal, length = angle(u, v)
+        bend = theta - theta0
+        slope = k * bend
+        energy = 0.5 * (slope * bend).sum(0)
+        return energy, list(angle_gradient(u, v, normal, length, slope)) if gradient else []
+
+    def _dihedral_energy(self, b1: Tensor, b2: Tensor, b3: Tensor, gradient: bool) -> tuple[Tensor, list[Tensor]]:
+        cosine, sine, m, n, length = dihedral(b1, b2, b3)
+        energy = torch.zeros_like(b1[0, 0])
+        slopes: list[Tensor] = []
+        first, last = self.n_torsions, self.n_torsions + self.n_impropers
+        if self.n_torsions:
+            part, slope = self._torsion_energy(cosine[:first], sine[:first], gradient)
+            energy = energy + part
+            slopes.append(slope)
+        if self.n_impropers:
+            part, slope = self._improper_energy(cosine[first:last], sine[first:last])
+            energy = energy + part
+            slopes.append(slope)
+        if self.n_cmaps:
+            part, slope = self._cmap_energy(cosine[last:], sine[last:], gradient)
+            energy = energy + part
+            slopes.append(slope)
+        if not gradient:
+            return energy, []
+        return energy, list(dihedral_gradient(b1, b2, b3, m, n, length, torch.cat(slopes)))
+
+    def _torsion_energy(self, cosine: Tensor, sine: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+        p, p_slope = _horner(self.torsion[0], cosine, self.torsion_degree)
+        slope = -sine * p_slope
+        if self.torsion_sine_degree >= 0:
+            q, q_slope = _horner(self.torsion[1], cosine, self.torsion_sine_degree)
+            p = p + sine * q
+            slope = slope + cosine * q - sine * sine * q_slope
+        return p.sum(0), slope
+
+    def _improper_energy(self, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
+        k, theta0 = self.improper
+        excess = torch.atan2(sine, cosine) - theta0
+        excess = excess - (2 * math.pi) * torch.round(excess / (2 * math.pi))
+        return (k * excess * excess).sum(0), 2 * k * excess
+
+    def _cmap_energy(self, cosine: Tensor, sine: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+        scale = self.cmap_size.to(cosine.dtype) / (2 * math.pi)
+        position = torch.atan2(sine, cosine)
+        position = torch.where(position < 0, position + 2 * math.pi, position).unflatten(0, (2, self.n_cmaps)) * scale
+        cell = position.to(torch.int64)
+        # The angle may round up to the end of the last cell; NaN becomes any integer.
+        cell = torch.minimum(cell.clamp(min=0), self.cmap_size - 1)
+        t, u = position - cell
+        c = self.cmap_table[:, self.cmap_start + cell[0] * self.cmap_size + cell[1]].unflatten(0, (4, 4))
+        rows = ((c[:, 3] * u + c[:, 2]) * u + c[:, 1]) * u + c[:, 0]
+        energy = (((rows[3] * t + rows[2]) * t + rows[1]) * t + rows[0]).sum(0)
+        if not gradient:
+            return energy, t
+        row_slopes = (3 * c[:, 3] * u + 2 * c[:, 2]) * u + c[:, 1]
+        by_t = (3 * rows[3] * t + 2 * rows[2]) * t + rows[1]
+        by_u = ((row_slopes[3] * t + row_slopes[2]) * t + row_slopes[1]) * t + row_slopes[0]
+        return energy, torch.cat((by_t * scale, by_u * scale))
+
+
+def bicubic_coefficients(energy: Floats) -> Floats:
+    """Coefficients of the natural periodic bicubic spline through a grid, as OpenMM's CMAP builds it.
+
+    Parameters
+    ----------
+    energy : (size, size) array
+        kJ/mol at multiples of 2 pi / size.
+
+    Returns
+    -------
+    (16, size**2) array
+        Row 4 a + b holds the coefficient of t^a u^b of each cell, t and u in [0, 1] along the first and second angle.
+    """
+
+    def slope(values: Floats, axis: int) -> Floats:
+        closed = np.concatenate((values, np.take(values, [0], axis)), axis)
+        return CubicSpline(np.arange(closed.shape[axis]), closed, axis, bc_type="periodic")(np.arange(values.shape[axis]), 1)
+
+    first, second = slope(energy, 0), slope(energy, 1)
+    mixed = slope(first, 1)
+
+    def corners(values: Floats) -> Floats:
+        right = np.roll(values, -1, 0)
+        return np.array([[values, np.roll(values, -1, 1)], [right, np.roll(right, -1, 1)]])
+
+    # Hermite data f[i, j] with i, j in (value 0, value 1, slope 0, slope 1) along the first and second angle.
+    f = np.empty((4, 4, *energy.shape))
+    f[:2, :2], f[:2, 2:], f[2:, :2], f[2:, 2:] = corners(energy), corners(second), corners(first), corners(mixed)
+    hermite = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [-3, 3, -2, -1], [2, -2, 1, 1]], dtype=np.float64)
+    return np.einsum("ai,bj,ijxy->abxy", hermite, hermite, f).reshape(16, -1)
+
+
+def _horner(coefficients: Tensor, c: Tensor, degree: int) -> tuple[Tensor, Tensor]:
+    """Polynomial and its derivative at c (n, B); coefficients (powers, n, 1)."""
+    value = coefficients[degree].expand_as(c)
+    slope = torch.zeros_like(c)
+    for power in range(degree - 1, -1, -1):
+        slope = slope * c + value
+        value = value * c + coefficients[power]
+    return value, slope
+
+
+def _polynomials(parameters: Floats) -> Floats:
+    return parameters.reshape(len(parameters), 2, MAX_PERIODICITY + 1).transpose(1, 2, 0)[..., None]
+
+
+def _degree(coefficients: Floats) -> int:
+    used = np.nonzero(np.any(coefficients != 0, axis=0))[0]
+    return int(used[-1]) if len(used) else -1
+
+
+def _incidence(head: np.ndarray, tail: np.ndarray, n_atoms: int) -> Floats:
+    matrix = np.zeros((n_atoms, len(head)))
+    matrix[head, np.arange(len(head))] += 1
+    matrix[tail, np.arange(len(head))] -= 1
+    return matrix
+
+
+def _slots(head: np.ndarray, tail: np.ndarray, n_atoms: int) -> np.ndarray:
+    """For each atom the rows of [gradients; -gradients; 0] that add up to its gradient, padded with the zero row."""
+    n = len(head)
+    rows: list[list[int]] = [[] for _ in range(n_atoms)]
+    for index in range(n):
+        rows[head[index]].append(index)
+        rows[tail[index]].append(n + index)
+    width = max((len(row) for row in rows), default=0)
+    return np.array([row + [2 * n] * (width - len(row)) for row in rows], dtype=np.int64).reshape(n_atoms, width)
