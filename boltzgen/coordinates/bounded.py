@@ -1,0 +1,89 @@
+"""Stiff internal coordinates as bounded, whitened deviations from the minimised structure."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["BoundedCoordinates", "bend", "unbend"]
+
+BEND_AT = 0.6  # share of the limit inside which `bend` is the identity
+
+
+def bend(y: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Identity near zero, bending smoothly to stay within (-limit, limit).
+
+    For |y| <= a = 0.6 limit the map is the identity, so a Gaussian stays a Gaussian; beyond, it continues as
+    ``a + (limit - a) tanh((|y| - a) / (limit - a))``, twice continuously differentiable at the seam.
+
+    Returns
+    -------
+    bent, log_derivative : tensors of the shape of y
+    """
+    knee = BEND_AT * limit
+    room = limit - knee
+    t = (y.abs() - knee).clamp(min=0) / room
+    bent = torch.copysign(torch.minimum(y.abs(), knee) + room * t.tanh(), y)
+    # log(1 - tanh^2 t) without cancellation
+    return bent, 2 * (math.log(2) - t - nn.functional.softplus(-2 * t))
+
+
+def unbend(bent: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse of `bend`; ``log_derivative`` is that of the inverse. Values beyond the limit give infinities."""
+    knee = BEND_AT * limit
+    room = limit - knee
+    s = (bent.abs() - knee).clamp(min=0) / room
+    t = torch.atanh(s.clamp(max=1))
+    y = torch.copysign(torch.minimum(bent.abs(), knee) + room * t, bent)
+    return y, -torch.log1p(-s.clamp(max=1).square())
+
+
+class BoundedCoordinates(nn.Module):
+    """Standard-normal-like variables to stiff coordinates: whitening, bounds, widths and centres.
+
+    ``coordinate = centre + width * bend(factor @ z)``, where ``factor`` is the Cholesky factor of the correlation
+    matrix of the harmonic approximation. The factor is lower triangular, so coordinates that stand first
+    (heavy atoms) never depend on variables that stand later (hydrogens).
+
+    Parameters
+    ----------
+    centre, width, limit : (D,) tensors
+        In nm or rad; ``limit`` is the largest deviation from the centre that can be reached.
+    factor : (D, D) lower triangular tensor
+    periodic : (D,) bool tensor
+        Coordinates that are angles on the circle.
+    """
+
+    def __init__(self, centre: Tensor, width: Tensor, limit: Tensor, factor: Tensor, periodic: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("centre", centre)
+        self.register_buffer("width", width)
+        self.register_buffer("limit", limit)
+        self.register_buffer("factor", factor)
+        self.register_buffer("periodic", periodic)
+
+    @property
+    def n(self) -> int:
+        return len(self.centre)
+
+    def _log_scale(self) -> Tensor:
+        return self.width.log().sum() + self.factor.diagonal().log().sum()
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) variables to coordinates and log |det|, shape (B,)."""
+        bent, log_derivative = bend(z @ self.factor.T, self.limit / self.width)
+        return self.centre + self.width * bent, log_derivative.sum(-1) + self._log_scale()
+
+    def inverse(self, coordinates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Coordinates to variables, log |det| of the inverse, and which rows lie within the bounds."""
+        deviation = coordinates - self.centre
+        wrapped = torch.remainder(deviation + math.pi, 2 * math.pi) - math.pi
+        deviation = torch.where(self.periodic, wrapped, deviation)
+        inside = (deviation.abs() < self.limit).all(dim=-1)
+        # A row outside has no preimage; its centre stands in so that no infinity enters a gradient.
+        deviation = torch.where(inside.unsqueeze(-1), deviation, torch.zeros_like(deviation))
+        y, log_derivative = unbend(deviation / self.width, self.limit / self.width)
+        z = torch.linalg.solve_triangular(self.factor, y.T, upper=False).T
+        return z, log_derivative.sum(-1) - self._log_scale(), inside

@@ -1,0 +1,258 @@
+"""Which internal coordinates are free and which are stiff, their centres, widths and bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import openmm
+import torch
+from openmm import unit
+
+from boltzgen.coordinates.bounded import BoundedCoordinates
+from boltzgen.coordinates.internal import InternalCoordinates
+from boltzgen.coordinates.zmatrix import ZMatrix
+from boltzgen.errors import StructureError
+
+if TYPE_CHECKING:
+    from boltzgen.energy.base import Potential
+    from boltzgen.molecule import Molecule
+
+__all__ = ["CoordinateChart", "CoordinateRow", "minimized_positions"]
+
+FREE_BARRIER = 40.0  # kJ/mol; a torsion with a higher barrier (amides, rings, guanidinium) is stiff
+LIMIT_IN_WIDTHS = 20.0  # 10 widths at four times the temperature, beyond any thermal excursion
+PLANAR_TOLERANCE = math.radians(25)  # a stiff dihedral this close to 0 or 180 degrees is centred there exactly
+
+
+@dataclass(frozen=True)
+class CoordinateRow:
+    """One internal coordinate: name, kind, atoms, and (for stiff ones) centre, width and largest deviation."""
+
+    name: str
+    kind: str
+    atoms: tuple[int, ...]
+    of_hydrogen: bool
+    centre: float
+    width: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class CoordinateChart:
+    """The internal coordinates of a molecule and how each is treated.
+
+    Attributes
+    ----------
+    internal : InternalCoordinates
+    rows : tuple of CoordinateRow
+        In the order of the internal coordinates: bonds (nm), angles, dihedrals (rad).
+    factor : (n_stiff, n_stiff) array
+        Cholesky factor of the correlation of the stiff coordinates, heavy atoms first.
+    """
+
+    internal: InternalCoordinates
+    rows: tuple[CoordinateRow, ...]
+    factor: np.ndarray
+
+    @classmethod
+    def for_molecule(cls, molecule: Molecule, potential: Potential, omega: str = "trans") -> CoordinateChart:
+        """Z-matrix, classes, and the harmonic approximation at the minimised structure.
+
+        Parameters
+        ----------
+        omega : {"trans", "free"}
+            Whether torsions about amide bonds stay on the side on which the structure has them.
+
+        Raises
+        ------
+        StructureError
+            If the molecule is too small or not connected, or its structure cannot be minimised.
+        """
+        zmatrix = ZMatrix.from_bonds(molecule.bonds, molecule.elements, molecule.torsions)
+        internal = InternalCoordinates(zmatrix)
+        positions = minimized_positions(molecule)
+        coordinates, _ = internal.to_internal(torch.as_tensor(positions).unsqueeze(0))
+        kinds = _kinds(molecule, zmatrix, positions, omega)
+        hessian = _hessian(internal, potential, coordinates[0])
+        centre = coordinates[0].numpy().copy()
+        stiff = _stiff_order(kinds, _of_hydrogen(molecule, zmatrix))
+        width = np.full(len(kinds), math.pi)
+        covariance = molecule.kT * _regularized_inverse(hessian[np.ix_(stiff, stiff)])
+        width[stiff] = np.sqrt(np.diagonal(covariance))
+        correlation = covariance / np.outer(width[stiff], width[stiff])
+        rows = _rows(molecule, zmatrix, kinds, centre, width)
+        return cls(internal, rows, np.linalg.cholesky(correlation))
+
+    def indices(self, free: bool, of_hydrogen: bool) -> list[int]:
+        """Positions of a class of coordinates in the internal vector."""
+        wanted = (free, of_hydrogen)
+        return [i for i, row in enumerate(self.rows) if (row.kind == "free torsion", row.of_hydrogen) == wanted]
+
+    def bounded(self) -> BoundedCoordinates:
+        """The stiff coordinates as a module, heavy atoms first."""
+        rows = [self.rows[i] for i in self.indices(False, False) + self.indices(False, True)]
+        column = lambda name: torch.tensor([getattr(row, name) for row in rows])  # noqa: E731
+        periodic = torch.tensor([row.kind in ("stiff torsion", "improper torsion") for row in rows])
+        factor = torch.as_tensor(self.factor, dtype=torch.get_default_dtype())
+        return BoundedCoordinates(column("centre"), column("width"), column("limit"), factor, periodic)
+
+    def table(self) -> str:
+        """All coordinates, one a line: name, kind, centre, width and reach."""
+        lines = [f"{'coordinate':<34} {'kind':<17} {'centre':>9} {'width':>8} {'reach':>8}"]
+        for row in self.rows:
+            if row.kind == "free torsion":
+                lines.append(f"{row.name:<34} {row.kind:<17} {'any':>9}")
+                continue
+            scale, symbol = (1.0, "nm") if row.kind == "bond" else (180 / math.pi, "deg")
+            numbers = f"{row.centre * scale:9.4g} {row.width * scale:8.3g} {row.limit * scale:8.3g}"
+            lines.append(f"{row.name:<34} {row.kind:<17} {numbers} {symbol}")
+        return "\n".join(lines)
+
+    def domain(self) -> str:
+        """The region that a generator on this chart can reach, in one paragraph."""
+        stiff = [row.name for row in self.rows if row.kind == "stiff torsion"]
+        return (
+            "Chirality and the labels of prochiral hydrogens as in the structure; "
+            + (f"stiff torsions within 90 degrees of their centre: {', '.join(stiff)}; " if stiff else "")
+            + "bonds, angles and out-of-plane angles within the reach given in the coordinate table. "
+            "log Z is that of this region."
+        )
+
+
+def minimized_positions(molecule: Molecule) -> np.ndarray:
+    """Positions (N, 3) in nm at the local energy minimum next to the molecule's structure, by OpenMM (float64)."""
+    integrator = openmm.VerletIntegrator(0.001)
+    context = openmm.Context(molecule.system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(molecule.positions)
+    openmm.LocalEnergyMinimizer.minimize(context, tolerance=0.01)
+    state = context.getState(getPositions=True, getEnergy=True)
+    energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    positions: np.ndarray = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+    if not (math.isfinite(energy) and np.isfinite(positions).all()):
+        raise StructureError("the structure cannot be minimised (overlapping atoms?): give a structure without clashes")
+    return positions
+
+
+def _of_hydrogen(molecule: Molecule, zmatrix: ZMatrix) -> np.ndarray:
+    hydrogen = np.array([element == "H" for element in molecule.elements])[zmatrix.atoms]
+    return np.concatenate([hydrogen[1:], hydrogen[2:], hydrogen[3:]])
+
+
+def _stiff_order(kinds: Sequence[str], of_hydrogen: np.ndarray) -> list[int]:
+    stiff = [i for i, kind in enumerate(kinds) if kind != "free torsion"]
+    return [i for i in stiff if not of_hydrogen[i]] + [i for i in stiff if of_hydrogen[i]]
+
+
+def _kinds(molecule: Molecule, zmatrix: ZMatrix, positions: np.ndarray, omega: str) -> list[str]:
+    if omega not in ("trans", "free"):
+        raise ValueError(f"omega={omega!r}: choose 'trans' or 'free'")
+    n = zmatrix.n_atoms
+    kinds = ["bond"] * (n - 1) + ["angle"] * (n - 2)
+    barriers = _torsion_barriers(molecule.system, positions)
+    named = {frozenset(atoms): name for name, atoms in molecule.torsions.items()}
+    for row in range(3, n):
+        atom, (b, a, c) = zmatrix.atoms[row], zmatrix.references[row]
+        if zmatrix.is_improper[row]:
+            kinds.append("improper torsion")
+            continue
+        is_omega = named.get(frozenset((int(atom), int(b), int(a), int(c))), "").startswith("omega")
+        stiff = barriers.get(frozenset((int(a), int(b))), 0.0) > FREE_BARRIER or _in_ring(molecule, int(a), int(b))
+        kinds.append("free torsion" if not stiff or (is_omega and omega == "free") else "stiff torsion")
+    return kinds
+
+
+def _in_ring(molecule: Molecule, a: int, b: int) -> bool:
+    """Whether a and b stay connected without the bond between them."""
+    neighbours: dict[int, set[int]] = {}
+    for i, j in molecule.bonds:
+        if {int(i), int(j)} != {a, b}:
+            neighbours.setdefault(int(i), set()).add(int(j))
+            neighbours.setdefault(int(j), set()).add(int(i))
+    seen, stack = {a}, [a]
+    while stack:
+        for j in neighbours.get(stack.pop(), set()) - seen:
+            seen.add(j)
+            stack.append(j)
+    return b in seen
+
+
+def _torsion_barriers(system: openmm.System, positions: np.ndarray) -> dict[frozenset[int], float]:
+    """Height (kJ/mol) of the torsional energy about each bond when its two sides turn rigidly."""
+    turn = np.linspace(0, 2 * np.pi, 72, endpoint=False)
+    profiles: dict[frozenset[int], np.ndarray] = {}
+    for force in system.getForces():
+        if not isinstance(force, openmm.PeriodicTorsionForce):
+            continue
+        for index in range(force.getNumTorsions()):
+            i, j, k, l, n, phase, strength = force.getTorsionParameters(index)  # noqa: E741
+            angle = _dihedral(positions[[i, j, k, l]])
+            phase, strength = phase.value_in_unit(unit.radian), strength.value_in_unit(unit.kilojoule_per_mole)
+            profile = strength * np.cos(n * (angle + turn) - phase)
+            profiles[frozenset((j, k))] = profiles.get(frozenset((j, k)), 0.0) + profile
+    return {bond: float(np.ptp(profile)) for bond, profile in profiles.items()}
+
+
+def _dihedral(points: np.ndarray) -> float:
+    b0, b1, b2 = np.diff(points, axis=0)
+    n1, n2 = np.cross(b0, b1), np.cross(b1, b2)
+    return math.atan2(np.dot(np.cross(n1, n2), b1) / np.linalg.norm(b1), np.dot(n1, n2))
+
+
+def _hessian(internal: InternalCoordinates, potential: Potential, centre: torch.Tensor) -> np.ndarray:
+    """Second derivatives of the energy (kJ/mol per nm and rad) by central differences of the gradient, float64."""
+    n = len(centre)
+    bonds = internal.n_atoms - 1
+    step = torch.cat([torch.full((bonds,), 1e-5), torch.full((n - bonds,), 1e-4)]).double()
+    shifts = torch.diag(step)
+    points = torch.cat([centre + shifts, centre - shifts]).requires_grad_(True)
+    positions, _ = internal.to_cartesian(points)
+    (gradient,) = torch.autograd.grad(potential(positions).sum(), points)
+    forward, backward = gradient.split(n)
+    hessian = ((forward - backward) / (2 * step.unsqueeze(1))).numpy()
+    return 0.5 * (hessian + hessian.T)
+
+
+def _regularized_inverse(hessian: np.ndarray) -> np.ndarray:
+    """Inverse with eigenvalues of the scaled matrix kept above 0.02, so that a soft direction stays bounded."""
+    scale = 1 / np.sqrt(np.clip(np.diagonal(hessian), 1.0, None))
+    values, vectors = np.linalg.eigh(hessian * np.outer(scale, scale))
+    return np.outer(scale, scale) * ((vectors / np.clip(values, 0.02, None)) @ vectors.T)
+
+
+def _rows(
+    molecule: Molecule, zmatrix: ZMatrix, kinds: list[str], centre: np.ndarray, width: np.ndarray
+) -> tuple[CoordinateRow, ...]:
+    n = zmatrix.n_atoms
+    atoms = [
+        tuple(int(a) for a in (zmatrix.atoms[row], *zmatrix.references[row, :depth]))
+        for depth in (1, 2, 3)
+        for row in range(depth, n)
+    ]
+    names = {frozenset(quad): name for name, quad in molecule.torsions.items()}
+    of_hydrogen = _of_hydrogen(molecule, zmatrix)
+    rows = []
+    for i, kind in enumerate(kinds):
+        name = names.get(frozenset(atoms[i])) if kind.endswith(("free torsion", "stiff torsion")) else None
+        label = name or "-".join(molecule.atom_label(a) for a in atoms[i])
+        middle, reach = _bounds(kind, float(centre[i]), float(width[i]))
+        rows.append(CoordinateRow(label, kind, atoms[i], bool(of_hydrogen[i]), middle, float(width[i]), reach))
+    return tuple(rows)
+
+
+def _bounds(kind: str, centre: float, width: float) -> tuple[float, float]:
+    """Centre and largest deviation: positive bonds, angles off 0 and 180 degrees, no change of chirality."""
+    reach = LIMIT_IN_WIDTHS * width
+    if kind == "free torsion":
+        return 0.0, math.pi
+    if kind == "bond":
+        return centre, min(reach, 0.6 * centre)
+    if kind == "angle":
+        return centre, min(reach, 0.98 * min(centre, math.pi - centre))
+    for planar in (0.0, math.pi):
+        if abs(math.remainder(centre - planar, 2 * math.pi)) < PLANAR_TOLERANCE:
+            return planar, math.pi / 2
+    return centre, 0.98 * min(abs(centre), math.pi - abs(centre))

@@ -1,0 +1,135 @@
+"""Cartesian positions to internal coordinates and back, with exact log-determinants."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from boltzgen.coordinates.zmatrix import ZMatrix
+
+__all__ = ["InternalCoordinates", "dihedral_angle"]
+
+
+def _cross(u: Tensor, v: Tensor) -> Tensor:
+    return torch.linalg.cross(u, v, dim=-1)
+
+
+def dihedral_angle(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Dihedral angle of four points (..., 3), IUPAC sign, in (-pi, pi]; stable for any geometry of finite bonds."""
+    bond = c - b
+    n1 = _cross(b - a, bond)
+    n2 = _cross(bond, d - c)
+    y = (_cross(n1, n2) * bond).sum(-1) / torch.linalg.vector_norm(bond, dim=-1)
+    return torch.atan2(y, (n1 * n2).sum(-1))
+
+
+class InternalCoordinates(nn.Module):
+    """Bonds, angles and dihedrals of a Z-matrix.
+
+    The layout of the last axis is N-1 bonds (nm), N-2 angles (rad), N-3 dihedrals (rad), each in the order in
+    which the Z-matrix places atoms. The log-determinant is that of the map to positions modulo rigid motion
+    (the volume of translations, and that of rotations with Haar measure of total mass 8 pi^2, are left out):
+    ``sum 2 log r + sum log sin theta`` over every bond and angle.
+
+    Parameters
+    ----------
+    zmatrix : ZMatrix
+    """
+
+    def __init__(self, zmatrix: ZMatrix) -> None:
+        super().__init__()
+        self.zmatrix = zmatrix
+        self.n_atoms = zmatrix.n_atoms
+        atoms, references = zmatrix.atoms, zmatrix.references
+        index = lambda array: torch.as_tensor(array, dtype=torch.long)  # noqa: E731
+        self.register_buffer("_bond_atoms", index([atoms[1:], references[1:, 0]]), persistent=False)
+        self.register_buffer("_angle_atoms", index([atoms[2:], references[2:, 0], references[2:, 1]]), persistent=False)
+        self.register_buffer("_dihedral_atoms", index([atoms[3:], *references[3:].T]), persistent=False)
+        # Positions are assembled level by level; `_slot` says where each reference lies in that growing array.
+        levels = zmatrix.levels()
+        rows = [int(row) for level in levels for row in level]
+        slot = {int(atoms[row]): k for k, row in enumerate(rows)}
+        self._n_levels = len(levels)
+        for k, level in enumerate(levels[1:], start=1):
+            self.register_buffer(f"_rows{k}", index(level), persistent=False)
+            slots = [[slot[int(atom)] for atom in references[row]] for row in level]
+            self.register_buffer(f"_slots{k}", index(slots).T.contiguous(), persistent=False)
+        self.register_buffer("_order", index([slot[atom] for atom in range(self.n_atoms)]), persistent=False)
+
+    @property
+    def n_coordinates(self) -> int:
+        """3N - 6."""
+        return 3 * self.n_atoms - 6
+
+    def split(self, coordinates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Bonds, angles, dihedrals of (..., 3N-6) coordinates."""
+        n = self.n_atoms
+        bonds, angles, dihedrals = coordinates.split([n - 1, n - 2, n - 3], dim=-1)
+        return bonds, angles, dihedrals
+
+    def to_internal(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Internal coordinates of positions.
+
+        Parameters
+        ----------
+        positions : (B, N, 3) tensor, nm
+
+        Returns
+        -------
+        coordinates : (B, 3N-6) tensor
+        log_abs_det : (B,) tensor
+            log |d coordinates / d positions|.
+        """
+        i, j = positions[:, self._bond_atoms[0]], positions[:, self._bond_atoms[1]]
+        bonds = torch.linalg.vector_norm(i - j, dim=-1)
+        u = positions[:, self._angle_atoms[0]] - positions[:, self._angle_atoms[1]]
+        v = positions[:, self._angle_atoms[2]] - positions[:, self._angle_atoms[1]]
+        # atan2 of sine and cosine keeps full precision near straight angles, where arccos does not.
+        angles = torch.atan2(torch.linalg.vector_norm(_cross(u, v), dim=-1), (u * v).sum(-1))
+        dihedrals = dihedral_angle(*(positions[:, atoms] for atoms in self._dihedral_atoms))
+        return torch.cat([bonds, angles, dihedrals], dim=-1), -self._log_volume(bonds, angles)
+
+    def to_cartesian(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions, centred on the middle of the heavy atoms' tree, of internal coordinates.
+
+        Parameters
+        ----------
+        coordinates : (B, 3N-6) tensor
+
+        Returns
+        -------
+        positions : (B, N, 3) tensor, nm
+        log_abs_det : (B,) tensor
+            log |d positions / d coordinates|, modulo rigid motion.
+        """
+        bonds, angles, dihedrals = self.split(coordinates)
+        placed = self._roots(bonds, angles)
+        sin_angle, cos_angle = angles.sin(), angles.cos()
+        sin_dihedral, cos_dihedral = dihedrals.sin(), dihedrals.cos()
+        for level in range(1, self._n_levels):
+            rows = getattr(self, f"_rows{level}")
+            b, a, c = (placed[:, slots] for slots in getattr(self, f"_slots{level}"))
+            axis = b - a
+            axis = axis / torch.linalg.vector_norm(axis, dim=-1, keepdim=True)
+            normal = _cross(a - c, axis)
+            normal = normal / torch.linalg.vector_norm(normal, dim=-1, keepdim=True)
+            sin = sin_angle[:, rows - 2]
+            along = -cos_angle[:, rows - 2].unsqueeze(-1) * axis
+            across = (sin * cos_dihedral[:, rows - 3]).unsqueeze(-1) * _cross(normal, axis)
+            out = (sin * sin_dihedral[:, rows - 3]).unsqueeze(-1) * normal
+            placed = torch.cat([placed, b + bonds[:, rows - 1].unsqueeze(-1) * (along + across + out)], dim=1)
+        return placed[:, self._order], self._log_volume(bonds, angles)
+
+    def _roots(self, bonds: Tensor, angles: Tensor) -> Tensor:
+        """The middle atom at the origin, the first on the x axis, the third in the xy plane."""
+        zero = torch.zeros_like(bonds[:, 0])
+        first = torch.stack([bonds[:, 0], zero, zero], dim=-1)
+        third = torch.stack([bonds[:, 1] * angles[:, 0].cos(), bonds[:, 1] * angles[:, 0].sin(), zero], dim=-1)
+        return torch.stack([first, torch.zeros_like(first), third], dim=1)
+
+    @staticmethod
+    def _log_volume(bonds: Tensor, angles: Tensor) -> Tensor:
+        return 2 * bonds.log().sum(-1) + angles.sin().log().sum(-1)
+
+    def extra_repr(self) -> str:
+        return f"n_atoms={self.n_atoms}, n_coordinates={self.n_coordinates}, levels={self._n_levels}"

@@ -1,0 +1,184 @@
+"""Ensembles: configurations with weights, the molecule they belong to, and what can be asked of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boltzgen.diagnostics import Verdict, effective_sample_fraction, normalized_weights, pareto_k, verdict
+from boltzgen.errors import OutputError, StructureError
+
+if TYPE_CHECKING:
+    from boltzgen.free_energy import FreeEnergies, LogZ
+    from boltzgen.molecule import Molecule
+
+__all__ = ["Ensemble"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ensemble:
+    """Configurations with log-weights.
+
+    Attributes
+    ----------
+    positions : (n, N, 3) array
+        nm.
+    log_weights : (n,) array
+        log p~ - log q, not normalised; -inf where the energy is infinite. Never clipped.
+    energies : (n,) array, optional
+        kJ/mol.
+    log_q : (n,) array, optional
+        Log-density of the generator; absent for reference samples.
+    molecule : Molecule, optional
+        Needed for basins, trajectories and pictures.
+    kT : float
+        kJ/mol.
+    groups : (n,) int array, optional
+        Labels of mutually independent groups; None means that all samples are independent of each other.
+    n_infinite, n_lost, n_defects : int
+        Samples of infinite energy (kept, with weight zero); evaluations lost (left out of n); undefined energies or
+        densities (left out of n; the verdict is then "do not use").
+    """
+
+    positions: np.ndarray
+    log_weights: np.ndarray
+    kT: float
+    energies: np.ndarray | None = None
+    log_q: np.ndarray | None = None
+    molecule: Molecule | None = None
+    groups: np.ndarray | None = None
+    n_infinite: int = 0
+    n_lost: int = 0
+    n_defects: int = 0
+
+    def __len__(self) -> int:
+        return len(self.log_weights)
+
+    @property
+    def n(self) -> int:
+        """Number of samples, those of weight zero included."""
+        return len(self)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Normalised weights (n,)."""
+        return normalized_weights(self.log_weights)
+
+    @property
+    def ess_fraction(self) -> float:
+        """Kish's effective sample size divided by n."""
+        return effective_sample_fraction(self.log_weights)
+
+    @property
+    def pareto_k(self) -> float:
+        """Shape of the tail of the weights; above 0.7 they are not to be trusted."""
+        return pareto_k(self.log_weights)
+
+    @property
+    def max_weight(self) -> float:
+        """Share of the heaviest sample."""
+        return float(self.weights.max())
+
+    @property
+    def log_z(self) -> LogZ:
+        """log Z of the domain, with its 95 % interval."""
+        from boltzgen.free_energy import log_z
+
+        return log_z(self.log_weights)
+
+    def verdict(self) -> Verdict:
+        """What can be claimed of this ensemble without a reference."""
+        return verdict(self.log_weights, self.n_defects)
+
+    def free_energy(self, basins: Mapping[str, str]) -> FreeEnergies:
+        """Free energy of each basin, given as ``{"C7ax": "0 < phi < 150"}``, against all else."""
+        from boltzgen.free_energy import basin_free_energies
+
+        return basin_free_energies(self, basins)
+
+    def resample(self, n: int, seed: int = 0) -> Ensemble:
+        """An equally weighted ensemble of n configurations, drawn in proportion to the weights (with repeats)."""
+        chosen = np.random.default_rng(seed).choice(len(self), size=n, p=self.weights)
+        picked = self[chosen]
+        return Ensemble(
+            picked.positions, np.zeros(n), self.kT, picked.energies, None, self.molecule, groups=picked.groups
+        )
+
+    def __getitem__(self, rows: Any) -> Ensemble:
+        rows = [rows] if isinstance(rows, (int, np.integer)) else rows
+        pick = lambda values: None if values is None else values[rows]  # noqa: E731
+        return Ensemble(
+            self.positions[rows],
+            self.log_weights[rows],
+            self.kT,
+            pick(self.energies),
+            pick(self.log_q),
+            self.molecule,
+            pick(self.groups),
+        )
+
+    @property
+    def trajectory(self) -> Any:
+        """The configurations as an ``mdtraj.Trajectory`` (weights are not part of it)."""
+        import mdtraj
+
+        return mdtraj.Trajectory(self.positions, self._molecule().mdtraj_topology)
+
+    def ramachandran(self, **options: Any) -> Any:
+        """Weighted free-energy map over phi and psi; see `boltzgen.plotting.ramachandran`."""
+        from boltzgen.plotting import ramachandran
+
+        return ramachandran(self, **options)
+
+    def view(self, **options: Any) -> Any:
+        """The samples in 3D; see `boltzgen.viewing.view`."""
+        from boltzgen.viewing import view
+
+        return view(self, **options)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``topology.pdb``, ``samples.dcd`` and ``weights.npz`` (log-weights, energies, log q) into a folder.
+
+        Each file is written under a temporary name and then renamed.
+
+        Raises
+        ------
+        OutputError
+            If the folder cannot be written.
+        """
+        folder = Path(folder)
+        trajectory = self.trajectory
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _atomic(folder / "topology.pdb", lambda path: trajectory[0].save_pdb(str(path)))
+            _atomic(folder / "samples.dcd", lambda path: trajectory.save_dcd(str(path)))
+            arrays = {"log_weights": self.log_weights, "energies_kJ_per_mol": self.energies, "log_q": self.log_q}
+            present = {name: values for name, values in arrays.items() if values is not None}
+            _atomic(folder / "weights.npz", lambda path: np.savez_compressed(path, **present))
+        except OSError as error:
+            raise OutputError(f"cannot write the samples to {folder}: {error}") from error
+        return folder
+
+    def _molecule(self) -> Molecule:
+        if self.molecule is None:
+            raise StructureError("this ensemble belongs to no molecule, so it has no topology")
+        return self.molecule
+
+    def __repr__(self) -> str:
+        molecule = "" if self.molecule is None else f" of {self.molecule!r}"
+        bad = f", {self.n_defects} defects" if self.n_defects else ""
+        return f"<Ensemble: {len(self):,} samples{molecule}, ESS {self.ess_fraction:.1%}, Pareto k {self.pareto_k:.2f}{bad}>"
+
+
+def _atomic(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

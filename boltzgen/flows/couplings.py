@@ -1,0 +1,171 @@
+"""Coupling layers and the two conditional flows made of them: on the torus, and on real vectors.
+
+Every flow maps base variables to coordinates in ``forward`` and back in ``inverse``; both return the value
+and the log-determinant of that direction from one call.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from boltzgen.flows.splines import circular_spline, circular_spline_inverse, n_spline_parameters
+
+__all__ = ["StiffFlow", "TorsionFlow", "angle_features", "multilayer_perceptron"]
+
+MAX_LOG_SCALE = 2.0  # one affine layer scales by at most e^2; a stack of them by as much as is needed
+
+
+def multilayer_perceptron(n_in: int, n_hidden: int, n_out: int, n_layers: int = 2) -> nn.Sequential:
+    """Fully connected network with SiLU; the last layer starts at zero, so a coupling starts as the identity."""
+    sizes = [n_in] + [n_hidden] * n_layers
+    layers: list[nn.Module] = []
+    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(a, b), nn.SiLU()]
+    last = nn.Linear(sizes[-1], n_out)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
+
+
+def angle_features(angles: Tensor, n_harmonics: int) -> Tensor:
+    """Sines and cosines of the first harmonics of (B, D) angles: (B, 2 D n_harmonics)."""
+    multiples = torch.arange(1, n_harmonics + 1, device=angles.device, dtype=angles.dtype)
+    phases = (angles.unsqueeze(-1) * multiples).flatten(1)
+    return torch.cat([phases.sin(), phases.cos()], dim=-1)
+
+
+def _halves(n: int, layer: int) -> tuple[Tensor, Tensor]:
+    """Indices that a layer leaves alone, and those that it moves: each pair of layers moves every variable once."""
+    if n == 1:
+        return torch.empty(0, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+    shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(layer // 2))
+    first, second = shuffled[: n // 2].sort().values, shuffled[n // 2 :].sort().values
+    return (first, second) if layer % 2 == 0 else (second, first)
+
+
+class _Coupling(nn.Module):
+    def __init__(self, n: int, layer: int, n_keep_features: int, n_parameters: int, n_context: int, n_hidden: int):
+        super().__init__()
+        keep, move = _halves(n, layer)
+        self.register_buffer("keep", keep, persistent=False)
+        self.register_buffer("move", move, persistent=False)
+        self.register_buffer("order", torch.cat([keep, move]).argsort(), persistent=False)
+        self.n_parameters = n_parameters
+        n_in = len(keep) * n_keep_features + n_context
+        self.network: nn.Module
+        if n_in:
+            self.network = multilayer_perceptron(n_in, n_hidden, len(move) * n_parameters)
+        else:
+            self.network = _Constant(len(move) * n_parameters)
+
+    def parameters_from(self, features: Tensor, context: Tensor) -> Tensor:
+        raw: Tensor = self.network(torch.cat([features, context], dim=-1))
+        return raw.unflatten(-1, (len(self.move), self.n_parameters))
+
+    def merge(self, kept: Tensor, moved: Tensor) -> Tensor:
+        return torch.cat([kept, moved], dim=-1).index_select(-1, self.order)
+
+
+class _Constant(nn.Module):
+    """Parameters that depend on nothing, where a layer has neither kept variables nor context."""
+
+    def __init__(self, n_out: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.value.expand(len(features), -1)
+
+
+class CircularCoupling(_Coupling):
+    """Circular splines on half of the torsions, conditioned on the other half and on a context."""
+
+    def __init__(self, n: int, layer: int, n_context: int, n_hidden: int, n_bins: int, n_harmonics: int) -> None:
+        super().__init__(n, layer, 2 * n_harmonics, n_spline_parameters(n_bins), n_context, n_hidden)
+        self.n_harmonics = n_harmonics
+
+    def forward(self, angles: Tensor, context: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        kept, moved = angles[:, self.keep], angles[:, self.move]
+        parameters = self.parameters_from(angle_features(kept, self.n_harmonics), context)
+        spline = circular_spline_inverse if inverse else circular_spline
+        moved, log_derivative = spline(moved, parameters)
+        return self.merge(kept, moved), log_derivative.sum(-1)
+
+
+class AffineCoupling(_Coupling):
+    """Scale and shift of half of the variables, conditioned on the other half and on a context."""
+
+    def __init__(self, n: int, layer: int, n_context: int, n_hidden: int) -> None:
+        super().__init__(n, layer, 1, 2, n_context, n_hidden)
+
+    def forward(self, z: Tensor, context: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        kept, moved = z[:, self.keep], z[:, self.move]
+        raw_scale, shift = self.parameters_from(kept, context).unbind(-1)
+        log_scale = MAX_LOG_SCALE * torch.tanh(raw_scale / MAX_LOG_SCALE)
+        if inverse:
+            return self.merge(kept, (moved - shift) * torch.exp(-log_scale)), -log_scale.sum(-1)
+        return self.merge(kept, moved * log_scale.exp() + shift), log_scale.sum(-1)
+
+
+class _Stack(nn.Module):
+    """Layers applied in turn, or backwards and inverted."""
+
+    layers: nn.ModuleList
+
+    def forward(self, base: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) base variables and (B, C) context to (B, D) values and log |det|, shape (B,)."""
+        log_det = base.new_zeros(len(base))
+        for layer in self.layers:
+            base, change = layer(base, context)
+            log_det = log_det + change
+        return base, log_det
+
+    def inverse(self, values: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = values.new_zeros(len(values))
+        for layer in reversed(self.layers):
+            values, change = layer(values, context, inverse=True)
+            log_det = log_det + change
+        return values, log_det
+
+
+class TorsionFlow(_Stack):
+    """Flow on the torus; its base is uniform.
+
+    Parameters
+    ----------
+    n : int
+        Number of torsions; zero is allowed.
+    n_context : int
+        Width of the context.
+    """
+
+    def __init__(self, n: int, n_context: int, n_layers: int, n_hidden: int, n_bins: int, n_harmonics: int) -> None:
+        super().__init__()
+        self.n = n
+        layers = range(n_layers if n else 0)
+        self.layers = nn.ModuleList(CircularCoupling(n, k, n_context, n_hidden, n_bins, n_harmonics) for k in layers)
+
+    def sample_base(self, n_samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        uniform = torch.rand(n_samples, self.n, device=like.device, dtype=like.dtype, generator=generator)
+        return (2 * uniform - 1) * math.pi
+
+    def log_base(self, base: Tensor) -> Tensor:
+        return base.new_full((len(base),), -self.n * math.log(2 * math.pi))
+
+
+class StiffFlow(_Stack):
+    """Affine couplings on real vectors; the base is standard normal."""
+
+    def __init__(self, n: int, n_context: int, n_layers: int, n_hidden: int) -> None:
+        super().__init__()
+        self.n = n
+        self.layers = nn.ModuleList(AffineCoupling(n, k, n_context, n_hidden) for k in range(n_layers if n else 0))
+
+    def sample_base(self, n_samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        return torch.randn(n_samples, self.n, device=like.device, dtype=like.dtype, generator=generator)
+
+    def log_base(self, base: Tensor) -> Tensor:
+        return -0.5 * (base.square().sum(-1) + self.n * math.log(2 * math.pi))

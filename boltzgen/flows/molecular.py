@@ -1,0 +1,122 @@
+"""The all-atom flow: heavy atoms, then hydrogens given them, then positions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from boltzgen.coordinates.chart import CoordinateChart
+from boltzgen.flows.conditional import TorsionsThenStiff
+
+__all__ = ["GeneratorConfig", "MolecularFlow"]
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Sizes of the networks, saved with every model.
+
+    Attributes
+    ----------
+    torsion_layers, stiff_layers : int
+        Circular-spline couplings on the torsions, and affine couplings on the stiff coordinates, for heavy atoms
+        and hydrogens each.
+    torsion_hidden, stiff_hidden : int
+        Width of the two hidden layers of each conditioner.
+    n_bins : int
+        Bins of each circular spline.
+    n_harmonics : int
+        Harmonics of the torsions that the conditioners see.
+    omega : {"trans", "free"}
+        Whether amide torsions are stiff (they stay as in the structure) or free.
+    """
+
+    torsion_layers: int = 6
+    torsion_hidden: int = 64
+    stiff_layers: int = 8
+    stiff_hidden: int = 128
+    n_bins: int = 12
+    n_harmonics: int = 3
+    omega: str = "trans"
+
+    def sizes(self) -> dict[str, int]:
+        """Keyword arguments of the conditional flows."""
+        return {key: value for key, value in asdict(self).items() if key != "omega"}
+
+
+class MolecularFlow(nn.Module):
+    """Exact all-atom density ``q(heavy torsions) q(heavy stiff | .) q(hydrogens | heavy)`` on positions.
+
+    Log-densities are with respect to positions in nm modulo rigid motion.
+
+    Parameters
+    ----------
+    chart : CoordinateChart
+    config : GeneratorConfig
+    """
+
+    def __init__(self, chart: CoordinateChart, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.chart = chart
+        self.config = config
+        self.internal = chart.internal
+        self.bounded = chart.bounded()
+        groups = [chart.indices(free, hydrogen) for hydrogen in (False, True) for free in (True, False)]
+        self._n_torsions = (len(groups[0]), len(groups[2]))
+        self._n_stiff = (len(groups[1]), len(groups[3]))
+        order = groups[0] + groups[2] + groups[1] + groups[3]
+        self.register_buffer("_gather", torch.tensor(order), persistent=False)
+        self.register_buffer("_scatter", torch.tensor(order).argsort(), persistent=False)
+        self.heavy = TorsionsThenStiff(self._n_torsions[0], self._n_stiff[0], 0, **config.sizes())
+        self.hydrogens = TorsionsThenStiff(
+            self._n_torsions[1], self._n_stiff[1], self.heavy.n_features, **config.sizes()
+        )
+
+    @property
+    def n_atoms(self) -> int:
+        return self.internal.n_atoms
+
+    def sample_and_log_prob(self, n_samples: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Positions (B, N, 3) in nm, differentiable in the parameters, and their log-density (B,)."""
+        coordinates, log_q = self.sample_internal(n_samples, generator)
+        positions, log_det = self.internal.to_cartesian(coordinates)
+        return positions, log_q - log_det
+
+    def log_prob(self, positions: Tensor) -> Tensor:
+        """Log-density (B,) of positions (B, N, 3) in nm; -inf outside the domain."""
+        coordinates, log_det = self.internal.to_internal(positions)
+        return self.log_prob_internal(coordinates) + log_det
+
+    def sample_internal(self, n_samples: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Internal coordinates (B, 3N-6) and their log-density (B,)."""
+        nothing = self.bounded.centre.new_empty(n_samples, 0)
+        torsions, z, log_q = self.heavy.sample(n_samples, nothing, generator)
+        given = self.heavy.features(torsions, z)
+        more_torsions, more_z, log_q_hydrogens = self.hydrogens.sample(n_samples, given, generator)
+        stiff, log_det = self.bounded(torch.cat([z, more_z], dim=-1))
+        coordinates = torch.cat([torsions, more_torsions, stiff], dim=-1)[:, self._scatter]
+        return coordinates, log_q + log_q_hydrogens - log_det
+
+    def log_prob_internal(self, coordinates: Tensor) -> Tensor:
+        """Log-density (B,) of internal coordinates (B, 3N-6); -inf outside the domain."""
+        torsions, more_torsions, stiff = coordinates[:, self._gather].split(
+            [*self._n_torsions, sum(self._n_stiff)], dim=-1
+        )
+        variables, log_det, inside = self.bounded.inverse(stiff)
+        z, more_z = variables.split(list(self._n_stiff), dim=-1)
+        log_q = self.heavy.log_prob(torsions, z, coordinates.new_empty(len(coordinates), 0))
+        log_q = log_q + self.hydrogens.log_prob(more_torsions, more_z, self.heavy.features(torsions, z)) + log_det
+        return torch.where(inside, log_q, torch.full_like(log_q, -torch.inf))
+
+    def contains(self, positions: Tensor) -> Tensor:
+        """Which configurations (B, N, 3) lie in the domain: (B,) bool."""
+        coordinates, _ = self.internal.to_internal(positions)
+        inside: Tensor = self.bounded.inverse(coordinates[:, self._gather][:, sum(self._n_torsions) :])[2]
+        return inside
+
+    def extra_repr(self) -> str:
+        heavy, hydrogens = zip(self._n_torsions, self._n_stiff, strict=True)
+        return (
+            f"heavy: {heavy[0]} torsions + {heavy[1]} stiff; hydrogens: {hydrogens[0]} torsions + {hydrogens[1]} stiff"
+        )

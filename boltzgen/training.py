@@ -1,0 +1,369 @@
+"""Training on the energy alone: reverse KL while hot, cooling and refinement with a detached loss.
+
+A training is a list of stages run one after the other by `Training`, whose whole state (weights, averages,
+optimiser, random numbers, counters, history) can be written down between any two steps and taken up again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from openmm import unit
+from torch import Tensor
+
+from boltzgen.diagnostics import effective_sample_fraction, normalized_weights
+from boltzgen.errors import BoltzgenError, CheckpointError
+from boltzgen.losses import LOSSES
+
+if TYPE_CHECKING:
+    from boltzgen.generator import BoltzmannGenerator
+
+__all__ = ["History", "Stage", "Training", "anneal", "finetune"]
+
+log = logging.getLogger(__name__)
+
+CAP_ABOVE_MEDIAN = 100.0  # kT; thermal fluctuations of 60 coordinates are 5 kT, so no typical state is touched
+MAX_GRADIENT_NORM = 50.0
+AVERAGING = 0.999
+MONITOR_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one loss.
+
+    Attributes
+    ----------
+    name : str
+    loss : str
+        A key of `boltzgen.losses.LOSSES`.
+    n_steps : int
+    heat_start, heat_end : float
+        Temperature over the target temperature; it falls geometrically from one to the other.
+    learning_rate_start, learning_rate_end : float
+        Of Adam; cosine between the two.
+    """
+
+    name: str
+    loss: str
+    n_steps: int
+    heat_start: float = 1.0
+    heat_end: float = 1.0
+    learning_rate_start: float = 1e-3
+    learning_rate_end: float = 1e-3
+
+    def heat(self, step: int) -> float:
+        """Temperature over target temperature at a step."""
+        share = step / max(self.n_steps - 1, 1)
+        return self.heat_start * (self.heat_end / self.heat_start) ** share
+
+    def learning_rate(self, step: int) -> float:
+        share = step / max(self.n_steps - 1, 1)
+        mix = 0.5 * (1 + math.cos(math.pi * share))
+        return self.learning_rate_end + (self.learning_rate_start - self.learning_rate_end) * mix
+
+
+@dataclass
+class History:
+    """What was seen during a training, one record now and then.
+
+    Each record holds ``stage``, ``step``, ``temperature`` (K, or heat where there is no molecule), ``loss``,
+    ``ess_fraction``, ``energy_evaluations``, ``seconds`` and ``populations`` (reweighted, by basin).
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: bool = False
+
+    def table(self) -> dict[str, np.ndarray]:
+        """Columns of the records as arrays; populations as ``population <basin>``."""
+        if not self.records:
+            return {}
+        columns = {key: np.array([r[key] for r in self.records]) for key in self.records[0] if key != "populations"}
+        for name in self.records[0]["populations"]:
+            columns[f"population {name}"] = np.array([r["populations"][name] for r in self.records])
+        return columns
+
+    def __repr__(self) -> str:
+        if not self.records:
+            return "<History: empty>"
+        last = self.records[-1]
+        return (
+            f"<History: {last['energy_evaluations']:,} energy evaluations, {last['seconds']:.0f} s, "
+            f"ESS {last['ess_fraction']:.1%} of the last batches>"
+        )
+
+
+class Training:
+    """Runs stages of training on a generator.
+
+    Parameters
+    ----------
+    generator : BoltzmannGenerator
+    stages : list of Stage
+    batch_size : int
+    basins : {name: predicate}, optional
+        Populations to follow: functions of positions (B, N, 3) to bool (B,).
+    on_record : callable, optional
+        Called with each record and this training.
+    on_checkpoint : callable, optional
+        Called with this training every ``checkpoint_seconds`` and when interrupted.
+    """
+
+    def __init__(
+        self,
+        generator: BoltzmannGenerator,
+        stages: list[Stage],
+        *,
+        batch_size: int = 512,
+        basins: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        record_every: int = 25,
+        on_record: Callable[[dict[str, Any], Training], None] | None = None,
+        on_checkpoint: Callable[[Training], None] | None = None,
+        checkpoint_seconds: float = 60.0,
+    ) -> None:
+        unknown = [stage.loss for stage in stages if stage.loss not in LOSSES]
+        if unknown:
+            raise ValueError(f"unknown loss {unknown[0]!r}: choose one of {', '.join(LOSSES)}")
+        self.generator = generator
+        self.stages = stages
+        self.batch_size = batch_size
+        self.basins = dict(basins or {})
+        self.record_every = record_every
+        self.on_record = on_record
+        self.on_checkpoint = on_checkpoint
+        self.checkpoint_seconds = checkpoint_seconds
+        self.history = History()
+        self.step = 0  # over all stages
+        self.seconds = 0.0
+        self.optimizer = torch.optim.Adam(generator.flow.parameters(), lr=stages[0].learning_rate_start)
+        self.average = [p.detach().clone() for p in generator.flow.parameters()]
+        self._recent: deque[tuple[Tensor, dict[str, Tensor]]] = deque(maxlen=MONITOR_BATCHES)
+        self._skipped = 0
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of all stages together."""
+        return sum(stage.n_steps for stage in self.stages)
+
+    def locate(self, step: int) -> tuple[Stage, int]:
+        """The stage that a step belongs to, and the step within it."""
+        for stage in self.stages:
+            if step < stage.n_steps:
+                return stage, step
+            step -= stage.n_steps
+        return self.stages[-1], self.stages[-1].n_steps - 1
+
+    def run(self, stop: Callable[[], bool] | None = None) -> History:
+        """Run all steps that are left; then the flow holds the averaged weights.
+
+        Parameters
+        ----------
+        stop : callable, optional
+            Asked before each step; a true answer ends the run early, after a checkpoint, with the averaged weights in
+            the flow and ``history.interrupted`` set.
+        """
+        started, saved = time.monotonic() - self.seconds, time.monotonic()
+        while self.step < self.n_steps:
+            if stop is not None and stop():
+                self.history.interrupted = True
+                break
+            stage, within = self.locate(self.step)
+            loss = self._one_step(stage, within)
+            self.step += 1
+            self.seconds = time.monotonic() - started
+            if self.step % self.record_every == 0 or self.step == self.n_steps:
+                self._record(stage, within, loss)
+            if self.on_checkpoint and time.monotonic() - saved > self.checkpoint_seconds:
+                self.on_checkpoint(self)
+                saved = time.monotonic()
+        if self.on_checkpoint:
+            self.on_checkpoint(self)
+        self._use_average()
+        return self.history
+
+    def _one_step(self, stage: Stage, within: int) -> float:
+        loss_kind = LOSSES[stage.loss]
+        kT = self.generator.kT * stage.heat(within)
+        for group in self.optimizer.param_groups:
+            group["lr"] = stage.learning_rate(within)
+        if loss_kind.detached:
+            positions, log_q, energy = self._detached_batch()
+        else:
+            positions, log_q = self.generator.flow.sample_and_log_prob(self.batch_size, self.generator.rng)
+            energy = self.generator.potential(positions)
+        valid = torch.isfinite(energy) & torch.isfinite(log_q)
+        if not bool(valid.all()):
+            energy, log_q = energy[valid], log_q[valid]
+        if len(energy) < self.batch_size // 4:
+            raise BoltzgenError(
+                f"step {self.step}: only {len(energy)} of {self.batch_size} samples have a finite energy; "
+                "start from a structure without clashes, or hotter"
+            )
+        self._remember(positions.detach()[valid], energy.detach(), log_q.detach())
+        loss = loss_kind.function(-soft_cap(energy / kT), log_q)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.generator.flow.parameters(), MAX_GRADIENT_NORM)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self._update_average(within)
+        else:
+            self._skipped += 1
+            log.warning("step %d skipped: the gradient is not finite (%d so far)", self.step, self._skipped)
+        return float(loss.detach())
+
+    def _detached_batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples without gradient, their energies, and log q at these fixed samples with gradient."""
+        with torch.no_grad():
+            positions, _ = self.generator.flow.sample_and_log_prob(self.batch_size, self.generator.rng)
+            energy = self.generator.potential(positions)
+        return positions, self.generator.flow.log_prob(positions), energy
+
+    def _update_average(self, within: int) -> None:
+        decay = min(AVERAGING, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.generator.flow.parameters()], 1 - decay)
+
+    def _use_average(self) -> None:
+        with torch.no_grad():
+            for parameter, average in zip(self.generator.flow.parameters(), self.average, strict=True):
+                parameter.copy_(average)
+
+    def _remember(self, positions: Tensor, energy: Tensor, log_q: Tensor) -> None:
+        log_weights = -energy / self.generator.kT - log_q
+        inside = {name: predicate(positions) for name, predicate in self.basins.items()}
+        self._recent.append((log_weights, inside))
+
+    def _record(self, stage: Stage, within: int, loss: float) -> None:
+        heat = stage.heat(within)
+        log_weights = torch.cat([w for w, _ in self._recent]).double().cpu().numpy()
+        weights = normalized_weights(log_weights)
+        molecule = self.generator.molecule
+        target = molecule.temperature.value_in_unit(unit.kelvin) if molecule is not None else 1.0
+        record = {
+            "stage": stage.name,
+            "step": self.step,
+            "temperature": heat * target,
+            "loss": loss,
+            "ess_fraction": effective_sample_fraction(log_weights),
+            "energy_evaluations": self.generator.potential.counts.energy,
+            "seconds": self.seconds,
+            "populations": {
+                name: float(weights[torch.cat([inside[name] for _, inside in self._recent]).cpu().numpy()].sum())
+                for name in self.basins
+            },
+        }
+        self.history.records.append(record)
+        if self.on_record:
+            self.on_record(record, self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, as tensors, numbers and strings only."""
+        return {
+            "stages": [asdict(stage) for stage in self.stages],
+            "batch_size": self.batch_size,
+            "step": self.step,
+            "seconds": self.seconds,
+            "flow": self.generator.flow.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.generator.rng.get_state(),
+            "history": self.history.records,
+            "recent": list(self._recent),
+            "counts": self.generator.potential.counts.__getstate__(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict` of an equal training.
+
+        Raises
+        ------
+        CheckpointError
+            If the stages or the batch size differ, named.
+        """
+        mine = {"stages": [asdict(stage) for stage in self.stages], "batch_size": self.batch_size}
+        for key, value in mine.items():
+            if state[key] != value:
+                raise CheckpointError(f"the checkpoint was made with {key} = {state[key]}, this training has {value}")
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.generator.flow.load_state_dict(state["flow"])
+        self.average = [tensor.clone() for tensor in state["average"]]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.rng.set_state(state["rng"])
+        self.history.records = list(state["history"])
+        self._recent = deque((tuple(entry) for entry in state["recent"]), maxlen=MONITOR_BATCHES)  # type: ignore[arg-type]
+        counts = self.generator.potential.counts
+        counts.add(**{key: value - getattr(counts, key) for key, value in state["counts"].items()})
+
+
+def soft_cap(reduced_energy: Tensor) -> Tensor:
+    """Reduced energies (B,) with those far above the batch median replaced by a logarithmic continuation.
+
+    The cap lies 100 kT above the median, where no thermally reached state lies; it enters losses only, never weights.
+    """
+    cap = reduced_energy.detach().median() + CAP_ABOVE_MEDIAN
+    return torch.where(reduced_energy > cap, cap + torch.log1p((reduced_energy - cap).clamp(min=0)), reduced_energy)
+
+
+def anneal(
+    generator: BoltzmannGenerator,
+    t_start: unit.Quantity | float = 1200 * unit.kelvin,
+    budget: int = 3_000_000,
+    **options: Any,
+) -> History:
+    """Data-free training: reverse KL at ``t_start``, then cooling to the target temperature with L2+.
+
+    Parameters
+    ----------
+    t_start : Quantity or float
+        Temperature at which every basin is in easy reach; a float means kelvin.
+    budget : int
+        Energy evaluations to spend.
+    options :
+        Passed to `Training`.
+    """
+    heat = _heat(generator, t_start)
+    n_steps = max(budget // options.get("batch_size", 512), 2)
+    return Training(generator, annealing_stages(heat, n_steps), **options).run()
+
+
+def finetune(generator: BoltzmannGenerator, loss: str = "l2+", budget: int = 1_000_000, **options: Any) -> History:
+    """Data-free refinement at the target temperature.
+
+    Parameters
+    ----------
+    loss : str
+        A key of `boltzgen.losses.LOSSES`.
+    budget : int
+        Energy evaluations to spend.
+    """
+    n_steps = max(budget // options.get("batch_size", 512), 1)
+    return Training(generator, [refinement_stage(n_steps, loss)], **options).run()
+
+
+def annealing_stages(heat: float, n_steps: int) -> list[Stage]:
+    """A quarter of the steps hot with reverse KL, the rest cooling with L2+."""
+    hot = n_steps // 4
+    return [
+        Stage("hot", "reverse-kl", hot, heat, heat),
+        Stage("cooling", "l2+", n_steps - hot, heat, 1.0),
+    ]
+
+
+def refinement_stage(n_steps: int, loss: str = "l2+") -> Stage:
+    """Refinement at the target temperature with a falling learning rate."""
+    return Stage("refinement", loss, n_steps, learning_rate_end=1e-5)
+
+
+def _heat(generator: BoltzmannGenerator, temperature: unit.Quantity | float) -> float:
+    if generator.molecule is None:
+        return float(temperature)
+    kelvin = temperature.value_in_unit(unit.kelvin) if unit.is_quantity(temperature) else float(temperature)
+    return float(kelvin / generator.molecule.temperature.value_in_unit(unit.kelvin))
