@@ -10,7 +10,9 @@ from matplotlib.colors import LogNorm
 from scipy.special import logsumexp
 
 from boltzgen.plotting.style import (
+    REFERENCE,
     REWEIGHTED,
+    Array,
     axes_or_new,
     compared,
     count_of,
@@ -43,12 +45,13 @@ def energy_histogram(
     Raises
     ------
     ValueError
-        If no sample has a positive weight, or none has a finite energy.
+        If no sample has a positive weight and a finite energy, or there are no energies.
     """
+    drawn = reference if reference is not None and reference.energies is not None else None
+    low, high = _energy_range(ensemble, drawn)
     ax = axes_or_new(ax)
-    low, high = _energy_range(ensemble, reference)
-    for source, weighted, label, style in compared(ensemble, reference):
-        energies, probability = np.asarray(source.energies, dtype=float), probabilities(source, weighted)
+    for source, weighted, label, style in compared(ensemble, drawn):
+        energies, probability = _energies(source), probabilities(source, weighted)
         inside = np.isfinite(energies) & (energies >= low) & (energies <= high)
         counts, edges = np.histogram(energies[inside], bins, (low, high), weights=probability[inside])
         beyond = [
@@ -62,6 +65,8 @@ def energy_histogram(
             label=f"{label} ({suffix})" if suffix else label,
             **stair_style(style),
         )
+    if drawn is not reference:
+        ax.plot([], [], label="reference (without energies)", **REFERENCE)
     ax.set_xlabel("potential energy / (kJ/mol)")
     ax.set_ylabel("probability density / (kJ/mol)$^{-1}$")
     ax.set_xlim(low, high)
@@ -70,7 +75,7 @@ def energy_histogram(
     return ax
 
 
-def energy_correlation(ensemble: Ensemble, ax: Axes | None = None, *, kT: float | None = None) -> Axes:
+def energy_correlation(ensemble: Ensemble, ax: Axes | None = None) -> Axes:
     """Reduced energy of each sample against minus its log-density under the generator.
 
     A perfect generator lies on the line of slope one, offset by -log Z; the distance above it is what a sample has
@@ -81,17 +86,15 @@ def energy_correlation(ensemble: Ensemble, ax: Axes | None = None, *, kT: float 
     ensemble : Ensemble
         With log_q, which the samples of a reference simulation may lack.
     ax : Axes, optional
-    kT : float, optional
-        kJ/mol; that of the molecule if absent, one if there is no molecule.
 
     Raises
     ------
     ValueError
-        If no sample has both a finite energy and a finite log_q.
+        If energies or log_q are missing, or no sample has both finite.
     """
-    if kT is None:
-        kT = 1.0 if ensemble.molecule is None else float(ensemble.molecule.kT)
-    reduced, surprise = np.asarray(ensemble.energies, dtype=float) / kT, -np.asarray(ensemble.log_q, dtype=float)
+    if ensemble.log_q is None:
+        raise ValueError("these samples have no log-density under a generator")
+    reduced, surprise = _energies(ensemble) / ensemble.kT, -np.asarray(ensemble.log_q, dtype=float)
     finite = np.isfinite(reduced) & np.isfinite(surprise)
     if not finite.any():
         raise ValueError("no sample has both a finite energy and a finite log-density under the generator")
@@ -150,12 +153,18 @@ def weights(ensemble: Ensemble, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def _energies(ensemble: Ensemble) -> Array:
+    if ensemble.energies is None:
+        raise ValueError("these samples have no energies")
+    return np.asarray(ensemble.energies, dtype=float)
+
+
 def _energy_range(ensemble: Ensemble, reference: Ensemble | None) -> tuple[float, float]:
     """All but 1e-3 of either end of the weighted samples, widened by at most its own width for the raw ones."""
     bounds = []
     for source in (ensemble, reference):
         if source is not None:
-            energies, probability = np.asarray(source.energies, dtype=float), probabilities(source, True)
+            energies, probability = _energies(source), probabilities(source, True)
             keep = np.isfinite(energies) & (probability > 0)
             if not keep.any():
                 raise ValueError("no sample with a positive weight has a finite energy")
@@ -165,6 +174,6 @@ def _energy_range(ensemble: Ensemble, reference: Ensemble | None) -> tuple[float
             bounds.append(energies[keep][order][at])
     low, high = min(b[0] for b in bounds), max(b[1] for b in bounds)
     width = max(high - low, 1e-6 * max(1.0, abs(low)))
-    raw = np.asarray(ensemble.energies, dtype=float)
+    raw = _energies(ensemble)
     raw_low, raw_high = np.quantile(raw[np.isfinite(raw)], (0.005, 0.98))
     return max(min(low, raw_low), low - width) - 0.05 * width, min(max(high, raw_high), high + width) + 0.05 * width

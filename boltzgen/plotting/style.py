@@ -43,14 +43,10 @@ BASIN_MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def probabilities(ensemble: Ensemble, weighted: bool) -> Array:
-    """(n,) shares that sum to one: importance weights, or 1/n each."""
-    n = len(ensemble.positions)
-    if not weighted:
-        return np.full(n, 1.0 / max(n, 1))
-    share = np.asarray(ensemble.weights, dtype=float)
-    if n == 0 or not np.isfinite(share).all() or share.sum() <= 0:
-        raise ValueError("no picture of these samples: none has a positive weight")
-    return share / share.sum()
+    """(n,) shares that sum to one: importance weights, or 1/n each. ValueError if every weight is zero."""
+    if ensemble.n == 0:
+        raise ValueError("there are no samples to draw")
+    return ensemble.weights if weighted else np.full(ensemble.n, 1.0 / ensemble.n)
 
 
 def compared(ensemble: Ensemble, reference: Ensemble | None) -> list[tuple[Ensemble, bool, str, dict[str, Any]]]:
@@ -93,7 +89,8 @@ def count_suffix(ensemble: Ensemble, weighted: bool) -> str:
 
 def axes_or_new(ax: Axes | None, size: tuple[float, float] = (5.4, 3.4)) -> Axes:
     if ax is None:
-        ax = plt.subplots(figsize=size, layout="constrained")[1]
+        # "compressed": the constrained layout cuts labels off beside axes of fixed aspect.
+        ax = plt.subplots(figsize=size, layout="compressed")[1]
     plain(ax)
     return ax
 

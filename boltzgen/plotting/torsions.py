@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 
+from boltzgen.coordinates.internal import dihedral_angle
+from boltzgen.ensemble import Ensemble
 from boltzgen.errors import SelectionError
 from boltzgen.plotting.style import (
     REFERENCE,
@@ -24,9 +25,6 @@ from boltzgen.plotting.style import (
     probabilities,
     stair_style,
 )
-
-if TYPE_CHECKING:
-    from boltzgen.ensemble import Ensemble
 
 __all__ = [
     "free_energy_map",
@@ -64,14 +62,8 @@ def torsion_angles(ensemble: Ensemble, name: str) -> Array:
     if name not in torsions:
         known = ", ".join(torsions) or "none at all"
         raise SelectionError(f"no torsion '{name}' in this molecule; it has {known}")
-    a, b, c, d = (np.asarray(ensemble.positions[:, atom], dtype=np.float64) for atom in torsions[name])
-    # Atoms at infinity, which a failed sample may have, give NaN: counted by whoever draws the angle.
-    with np.errstate(invalid="ignore", over="ignore"):
-        axis = c - b
-        normal_1 = np.cross(b - a, axis)
-        normal_2 = np.cross(axis, d - c)
-        sine = np.linalg.norm(axis, axis=-1) * ((b - a) * normal_2).sum(axis=-1)
-        return np.degrees(np.arctan2(sine, (normal_1 * normal_2).sum(axis=-1)))
+    atoms = (np.asarray(ensemble.positions[:, atom], dtype=np.float64) for atom in torsions[name])
+    return np.degrees(dihedral_angle(*(torch.from_numpy(atom) for atom in atoms)).numpy())
 
 
 def ramachandran_histogram(
@@ -300,9 +292,9 @@ def _bootstrap_band(angles: Array, probability: Array, bins: int, replicates: in
 
 
 def _reference_histogram(reference: Ensemble | ArrayLike, phi: str, psi: str, bins: int) -> Array:
-    if hasattr(reference, "log_weights"):
-        return ramachandran_histogram(cast("Ensemble", reference), phi, psi, bins=bins)
-    histogram = _square(cast("ArrayLike", reference))
+    if isinstance(reference, Ensemble):
+        return ramachandran_histogram(reference, phi, psi, bins=bins)
+    histogram = _square(reference)
     if len(histogram) != bins:
         raise ValueError(f"the reference histogram has {len(histogram)} cells along each axis, the map {bins}")
     return histogram

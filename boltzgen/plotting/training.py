@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["populations", "training_curve"]
 
 
-def training_curve(history: History, ax: Sequence[Axes] | None = None) -> NDArray[Any]:
+def training_curve(history: History, ax: Sequence[Axes] | None = None, *, temperature_unit: str = "K") -> NDArray[Any]:
     """Loss, effective sample size and temperature against energy evaluations, the stages shaded.
 
     Losses of different stages are different functions: compare them within a stage only.
@@ -38,6 +38,8 @@ def training_curve(history: History, ax: Sequence[Axes] | None = None) -> NDArra
     history : History
     ax : three Axes, optional
         For the loss, the effective sample size and the temperature.
+    temperature_unit : str
+        Of the records: "K", or for a generator without molecule the target temperature itself.
 
     Returns
     -------
@@ -55,7 +57,7 @@ def training_curve(history: History, ax: Sequence[Axes] | None = None) -> NDArra
     if len(axes) != 3:
         raise ValueError(f"a training curve needs three Axes, not {len(axes)}")
     keys = ("loss", "ess_fraction", "temperature")
-    for panel, key, label in zip(axes, keys, ("loss", "ESS / n", "temperature / K"), strict=True):
+    for panel, key, label in zip(axes, keys, ("loss", "ESS / n", f"temperature / {temperature_unit}"), strict=True):
         plain(panel)
         _shade_stages(panel, records, names=panel is axes[0])
         for _, group in groupby(records, key=lambda record: record["stage"]):
