@@ -214,7 +214,9 @@ class BatchedPotential:
 
 def _smallest_distance(positions: Tensor) -> Tensor:
     """Smallest distance between two atoms, (B,) in nm; samples one by one, since they are few."""
-    smallest = [torch.nn.functional.pdist(x.double()).min() if len(x) > 1 else x.new_tensor(torch.inf) for x in positions]
+    smallest = [
+        torch.nn.functional.pdist(x.double()).min() if len(x) > 1 else x.new_tensor(torch.inf) for x in positions
+    ]
     return torch.stack(smallest).to(positions.device)
 
 

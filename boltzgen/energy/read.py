@@ -162,7 +162,9 @@ def _custom_nonbonded(force: openmm.CustomNonbondedForce, name: str) -> TermTabl
         and set(functions) == {"acoef", "bcoef"}
     )
     if not plain:
-        raise PotentialError(f"{name}: cut-offs, interaction groups and parameters other than 'type' cannot be compiled")
+        raise PotentialError(
+            f"{name}: cut-offs, interaction groups and parameters other than 'type' cannot be compiled"
+        )
     a, b = (_discrete(force.getTabulatedFunction(functions[key]), name) for key in ("acoef", "bcoef"))
     n = force.getNumParticles()
     kind = np.array([force.getParticleParameters(p)[0] for p in range(n)]).round().astype(int)

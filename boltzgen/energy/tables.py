@@ -71,7 +71,11 @@ def merge(tables: Iterable[TermTables]) -> TermTables:
     merged = TermTables()
     for spec in fields(TermTables):
         if spec.name not in ("cmap_index", "cmap_energies", "constant"):
-            setattr(merged, spec.name, np.concatenate([getattr(t, spec.name) for t in tables] or [getattr(merged, spec.name)]))
+            setattr(
+                merged,
+                spec.name,
+                np.concatenate([getattr(t, spec.name) for t in tables] or [getattr(merged, spec.name)]),
+            )
     merged.constant = sum(t.constant for t in tables)
     index: list[Ints] = [merged.cmap_index]
     for t in tables:

@@ -19,8 +19,8 @@ from boltzgen.energy.tables import MAX_PERIODICITY, Floats, TermTables
 
 __all__ = ["TermProgram", "bicubic_coefficients"]
 
-# Closer than this r^-6 leaves the range of float32, so that an overlap without Lennard-Jones would be 0 * inf.
-_MIN_SQUARE = 1e-12
+# Smallest r^2 (nm^2): r^-6 stays finite, so that an overlap without Lennard-Jones is not 0 * inf, and r^-12 does not.
+_MIN_SQUARE = {torch.float32: 1e-12, torch.float64: 1e-60}
 
 
 class TermProgram(nn.Module):
@@ -33,6 +33,18 @@ class TermProgram(nn.Module):
     n_atoms : int
         Number of atoms N.
     """
+
+    head: Tensor
+    tail: Tensor
+    incidence: Tensor
+    bond: Tensor
+    pair: Tensor
+    angle: Tensor
+    improper: Tensor
+    torsion: Tensor
+    cmap_table: Tensor
+    cmap_size: Tensor
+    cmap_start: Tensor
 
     def __init__(self, tables: TermTables, n_atoms: int) -> None:
         super().__init__()
@@ -48,7 +60,6 @@ class TermProgram(nn.Module):
         head, tail = np.concatenate(ends).T
         self._keep("head", head)
         self._keep("tail", tail)
-        self._keep("slots", _slots(head, tail, n_atoms))
         self._keep("incidence", _incidence(head, tail, n_atoms))
         self._columns("bond", tables.bond_parameters)
         self._columns("pair", tables.pair_parameters)
@@ -74,7 +85,20 @@ class TermProgram(nn.Module):
         self._keep("cmap_start", starts[tables.cmap_index][:, None])
 
     def forward(self, x: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """Energy (B,) in kJ/mol and gradient (3, N, B) in kJ/mol/nm (None unless asked) of coordinates (3, N, B) in nm."""
+        """Energy and gradient of a batch.
+
+        Parameters
+        ----------
+        x : (3, N, B) tensor
+            Coordinates in nm.
+        gradient : bool
+            Whether the gradient is wanted.
+
+        Returns
+        -------
+        (B,) tensor, (3, N, B) tensor or None
+            kJ/mol and kJ/mol/nm.
+        """
         d = x[:, self.head] - x[:, self.tail]
         energy = x.new_full((x.shape[2],), self.constant)
         gradients: list[Tensor] = []
@@ -86,17 +110,14 @@ class TermProgram(nn.Module):
             (self.n_dihedrals, self._dihedral_energy, split[4:7]),
         ):
             if count:
-                part, slopes = term(*vectors, gradient)
+                part, slopes = term(gradient, *vectors)
                 energy = energy + part
                 gradients.extend(slopes)
         if not gradient:
             return energy, None
-        return energy, self._by_atom(gradients) if gradients else torch.zeros_like(x)
+        return energy, torch.matmul(self.incidence, torch.cat(gradients, dim=1)) if gradients else torch.zeros_like(x)
 
-    def _by_atom(self, gradients: list[Tensor]) -> Tensor:
-        return torch.matmul(self.incidence, torch.cat(gradients, dim=1))
-
-    def _bond_energy(self, d: Tensor, gradient: bool) -> tuple[Tensor, list[Tensor]]:
+    def _bond_energy(self, gradient: bool, d: Tensor) -> tuple[Tensor, list[Tensor]]:
         k, r0 = self.bond
         r = torch.sqrt(dot(d, d))
         stretch = r - r0
@@ -104,9 +125,9 @@ class TermProgram(nn.Module):
         energy = 0.5 * (force * stretch).sum(0)
         return energy, [d * (force / r.clamp(min=1e-9))] if gradient else []
 
-    def _pair_energy(self, d: Tensor, gradient: bool) -> tuple[Tensor, list[Tensor]]:
+    def _pair_energy(self, gradient: bool, d: Tensor) -> tuple[Tensor, list[Tensor]]:
         c12, c6, qq = self.pair
-        inverse2 = dot(d, d).clamp(min=_MIN_SQUARE).reciprocal()
+        inverse2 = dot(d, d).clamp(min=_MIN_SQUARE[d.dtype]).reciprocal()
         inverse6 = inverse2 * inverse2 * inverse2
         repulsion, attraction, coulomb = c12 * inverse6, c6, qq * torch.sqrt(inverse2)
         energy = ((repulsion - attraction) * inverse6 + coulomb).sum(0)
@@ -114,7 +135,7 @@ class TermProgram(nn.Module):
             return energy, []
         return energy, [d * (((6 * attraction - 12 * repulsion) * inverse6 - coulomb) * inverse2)]
 
-    def _angle_energy(self, u: Tensor, v: Tensor, gradient: bool) -> tuple[Tensor, list[Tensor]]:
+    def _angle_energy(self, gradient: bool, u: Tensor, v: Tensor) -> tuple[Tensor, list[Tensor]]:
         k, theta0 = self.angle
         theta, normal, length = angle(u, v)
         bend = theta - theta0
@@ -122,7 +143,7 @@ class TermProgram(nn.Module):
         energy = 0.5 * (slope * bend).sum(0)
         return energy, list(angle_gradient(u, v, normal, length, slope)) if gradient else []
 
-    def _dihedral_energy(self, b1: Tensor, b2: Tensor, b3: Tensor, gradient: bool) -> tuple[Tensor, list[Tensor]]:
+    def _dihedral_energy(self, gradient: bool, b1: Tensor, b2: Tensor, b3: Tensor) -> tuple[Tensor, list[Tensor]]:
         cosine, sine, m, n, length = dihedral(b1, b2, b3)
         energy = torch.zeros_like(b1[0, 0])
         slopes: list[Tensor] = []
@@ -193,7 +214,9 @@ def bicubic_coefficients(energy: Floats) -> Floats:
 
     def slope(values: Floats, axis: int) -> Floats:
         closed = np.concatenate((values, np.take(values, [0], axis)), axis)
-        return CubicSpline(np.arange(closed.shape[axis]), closed, axis, bc_type="periodic")(np.arange(values.shape[axis]), 1)
+        return CubicSpline(np.arange(closed.shape[axis]), closed, axis, bc_type="periodic")(
+            np.arange(values.shape[axis]), 1
+        )
 
     first, second = slope(energy, 0), slope(energy, 1)
     mixed = slope(first, 1)
@@ -233,14 +256,3 @@ def _incidence(head: np.ndarray, tail: np.ndarray, n_atoms: int) -> Floats:
     matrix[head, np.arange(len(head))] += 1
     matrix[tail, np.arange(len(head))] -= 1
     return matrix
-
-
-def _slots(head: np.ndarray, tail: np.ndarray, n_atoms: int) -> np.ndarray:
-    """For each atom the rows of [gradients; -gradients; 0] that add up to its gradient, padded with the zero row."""
-    n = len(head)
-    rows: list[list[int]] = [[] for _ in range(n_atoms)]
-    for index in range(n):
-        rows[head[index]].append(index)
-        rows[tail[index]].append(n + index)
-    width = max((len(row) for row in rows), default=0)
-    return np.array([row + [2 * n] * (width - len(row)) for row in rows], dtype=np.int64).reshape(n_atoms, width)
