@@ -91,6 +91,7 @@ def test_gradcheck(compiled: energy.CompiledPotential, charmm: types.SimpleNames
     assert torch.autograd.gradcheck(compiled, (x,), eps=1e-6, atol=1e-2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_torch_compile_gives_the_same(charmm: types.SimpleNamespace) -> None:
     potential = energy.CompiledPotential(charmm, compile=True, chunk=64)
     eager = energy.CompiledPotential(charmm, compile=False)
@@ -211,7 +212,7 @@ def test_chunks_and_empty_batches(charmm: types.SimpleNamespace) -> None:
     assert whole(x[:0]).shape == (0,)
     assert whole.counts.energy == 50
     assert whole.counts.force == 0
-    for strange in (x.transpose(0, 1)[:, :5].transpose(0, 1)[:, :, [0, 1, 2]], x[0], x.half(), x.numpy()):
+    for strange in (x[:, :5], x[0], x.half(), x.numpy()):
         with pytest.raises(PotentialError):
             whole(strange)
 
@@ -306,13 +307,13 @@ def test_openmm_platforms(charmm: types.SimpleNamespace) -> None:
         energy.OpenMMPotential(charmm, platform="TPU")
 
 
-def test_phases_and_periodicities(amber: types.SimpleNamespace) -> None:
+def test_phases_and_periodicities() -> None:
     """Torsions with any phase and every periodicity up to eight."""
     system = openmm.System()
     for _ in range(4):
         system.addParticle(12.0)
     torsion = openmm.PeriodicTorsionForce()
-    for n in range(9):
+    for n in range(1, 9):
         torsion.addTorsion(0, 1, 2, 3, n, 0.3 * n + 0.1, 2.0)
         torsion.addTorsion(3, 2, 1, 0, n, 180 * unit.degree, 1.0)
     system.addForce(torsion)

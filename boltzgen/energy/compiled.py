@@ -139,11 +139,12 @@ class CompiledPotential(BatchedPotential):
         force = torch.empty_like(positions, memory_format=torch.contiguous_format) if forces else None
         chunk = self.chunk_size(device)
         self._asked[forces] += len(positions)
-        evaluate = self.evaluator(device, dtype, forces)
+        program, evaluate = self.program(device, dtype), self.evaluator(device, dtype, forces)
         for start in range(0, len(positions), chunk):
             rows = slice(start, start + chunk)
             x = positions[rows].to(device=device, dtype=dtype).permute(2, 1, 0).contiguous()
-            part, gradient = evaluate(x)
+            # Dynamo compiles again for a batch of one.
+            part, gradient = evaluate(x) if x.shape[2] > 1 else program(x, forces)
             energy[rows] = part
             if force is not None and gradient is not None:
                 force[rows] = gradient.permute(2, 1, 0)
@@ -181,6 +182,7 @@ class CompiledPotential(BatchedPotential):
         # A code object of its own: dynamo counts recompilations by code object, and gives up after eight.
         fresh = types.FunctionType(eager.__code__.replace(), eager.__globals__, "energy", None, eager.__closure__)
         compiled = torch.compile(fresh, dynamic=True, options={"assert_indirect_indexing": False})
+        logger.info("compiling the energy%s, once; this takes 10 to 40 seconds", " and forces" if forces else "")
         try:
             x = torch.randn(3, self.n_atoms, self.chunk_size(device) // 2, device=device, dtype=dtype)
             expected, found = eager(x), compiled(x)

@@ -103,7 +103,7 @@ def _torsions(force: openmm.PeriodicTorsionForce, name: str) -> TermTables:
     atoms, rows = [], []
     for index in range(force.getNumTorsions()):
         *quadruple, n, phase, k = force.getTorsionParameters(index)
-        if not 0 <= n <= MAX_PERIODICITY:
+        if not 1 <= n <= MAX_PERIODICITY:
             raise PotentialError(f"{name}: torsion {index} has periodicity {n}; at most {MAX_PERIODICITY} is supported")
         atoms.append(quadruple)
         rows.append(cosine_polynomial(n, _value(phase, _RAD), _value(k, _KJ)))
