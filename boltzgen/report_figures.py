@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 
 from boltzgen import plotting
+from boltzgen.collective_variables import parse_basin
 from boltzgen.ensemble import Ensemble
+from boltzgen.errors import SelectionError
 from boltzgen.report_html import figure, note, picture
 from boltzgen.viewing import choose_frames, structure_png
 
 if TYPE_CHECKING:
+    from boltzgen.molecule import Molecule
     from boltzgen.training import History
 
 __all__ = ["conformations", "energies", "structure", "training", "weights"]
@@ -26,34 +31,36 @@ MAX_MAPS, MAX_MARGINALS, MAX_PROFILES = 4, 6, 2
 
 def conformations(ensemble: Ensemble, reference: Ensemble | ArrayLike | None, result: Mapping[str, Any]) -> str:
     """Ramachandran maps as generated, reweighted and of the reference; marginals where there is no phi and psi."""
-    torsions = {} if ensemble.molecule is None else dict(ensemble.molecule.torsions)
+    molecule = ensemble.molecule
+    if molecule is None:
+        return note("The samples belong to no molecule: there are no torsions to show.")
     frames = reference if isinstance(reference, Ensemble) else None
-    if not torsions:
-        return note("No torsions: there is no map of conformations.")
-    maps = backbone_pairs(torsions)
+    of_basins = _basin_torsions(molecule, result)
+    maps = backbone_pairs(molecule.torsions)
     if not maps:
-        shown = list(torsions)[:MAX_MARGINALS]
-        pictures = "".join(
-            _drawn(_marginal(ensemble, name, frames), f"Distribution of the torsion {name}.") for name in shown
-        )
-        more = len(torsions) - len(shown)
-        text = "No residue has both phi and psi; torsions are shown one by one."
-        return note(text + (f" {more} more are not shown." if more else "")) + _row(pictures)
+        return _marginals(ensemble, frames, list(dict.fromkeys([*of_basins, *molecule.torsions])))
     # A bare histogram is one map and says nothing about other residues.
     pictures = "".join(
         _map_row(ensemble, reference if frames is not None or i == 0 else None, *pair)
         for i, pair in enumerate(maps[:MAX_MAPS])
     )
-    for name in _basin_torsions(torsions, result)[:MAX_PROFILES]:
+    for name in of_basins[:MAX_PROFILES]:
         caption = f"Free energy along {name}, with the 95 % bootstrap interval of the generated samples."
-        pictures += _drawn(
-            _profile(ensemble, name, frames),
-            caption,
-            "full",
-            (8.4, 2.9),
-        )
+        pictures += _drawn(_profile(ensemble, name, frames), caption, "full", (8.4, 2.9))
     more = len(maps) - MAX_MAPS
     return _row(pictures) + (note(f"{more} more residues are not shown.") if more > 0 else "")
+
+
+def _marginals(ensemble: Ensemble, reference: Ensemble | None, names: list[str]) -> str:
+    if not names:
+        return note("No torsion of this molecule has a name: none is shown.")
+    pictures = "".join(
+        _drawn(_marginal(ensemble, name, reference), f"Distribution of the torsion {name}.")
+        for name in names[:MAX_MARGINALS]
+    )
+    more = len(names) - MAX_MARGINALS
+    text = "No residue has both phi and psi: torsions are shown one by one."
+    return note(text + (f" {more} more are not shown." if more > 0 else "")) + _row(pictures)
 
 
 def energies(ensemble: Ensemble, reference: Ensemble | None) -> str:
@@ -118,9 +125,14 @@ def backbone_pairs(torsions: Mapping[str, Any]) -> list[tuple[str, str]]:
     return list(found.values())
 
 
-def _basin_torsions(torsions: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
-    text = " ".join(str(basin.get("expression", "")) for basin in (result.get("free_energies") or {}).values())
-    return [name for name in torsions if re.search(rf"(?<![\w\[]){re.escape(name)}(?![\w\[])", text)]
+def _basin_torsions(molecule: Molecule, result: Mapping[str, Any]) -> list[str]:
+    """Torsions in which the basins are written, each once."""
+    found = {}
+    for basin in (result.get("free_energies") or {}).values():
+        with suppress(SelectionError):  # an expression of another program's result is no reason to have no report
+            variables = parse_basin(str(basin.get("expression", "")), molecule).variables
+            found.update({v.atoms: v.name for v in variables if v.is_periodic})
+    return list(found.values())
 
 
 def _map_row(ensemble: Ensemble, reference: Ensemble | ArrayLike | None, phi: str, psi: str) -> str:
@@ -142,7 +154,7 @@ def _map_row(ensemble: Ensemble, reference: Ensemble | ArrayLike | None, phi: st
         figure.colorbar(panels[0].collections[0], ax=list(panels), label="free energy / kT", extend="max", shrink=0.9)
 
     caption = f"Free energy over {phi} and {psi}; cells that were never visited are white."
-    return _drawn(draw, caption, "full", (8.8 if reference is not None else 6.6, 3.3))
+    return _drawn(draw, caption, "full", (8.8 if reference is not None else 6.4, 3.0))
 
 
 def _marginal(ensemble: Ensemble, name: str, reference: Ensemble | None) -> Callable[[Figure], Any]:
@@ -157,7 +169,7 @@ def _drawn(draw: Callable[[Figure], Any], caption: str, style: str = "", size: t
     """The figure that ``draw`` fills, in default style whatever the user's own; a note if it cannot be drawn."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        canvas = Figure(figsize=size, layout="compressed")
+        canvas = Figure(figsize=size, layout=ConstrainedLayoutEngine(compress=True, w_pad=0.08))
         try:
             draw(canvas)
         except ValueError as error:

@@ -91,6 +91,8 @@ def choose_frames(ensemble: Ensemble, n: int, by: str = "weight", *, seed: int =
     if by != "random":
         share *= np.asarray(ensemble.weights, dtype=float)
     if by not in ("weight", "random"):
+        if ensemble.molecule is None:
+            raise SelectionError(f"'{by}' selects nothing: the ensemble has no molecule")
         from boltzgen.collective_variables import parse_basin
 
         share *= np.asarray(parse_basin(by, ensemble.molecule).contains(ensemble.positions))

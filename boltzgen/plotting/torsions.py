@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 
-from boltzgen.coordinates.internal import dihedral_angle
+from boltzgen.collective_variables import parse_variable
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import SelectionError
 from boltzgen.plotting.style import (
@@ -37,19 +36,19 @@ __all__ = [
 
 
 def torsion_angles(ensemble: Ensemble, name: str) -> Array:
-    """Angle of one named torsion in every sample.
+    """One torsion in every sample.
 
     Parameters
     ----------
     ensemble : Ensemble
-        Its molecule knows the torsions by name.
+        With a molecule.
     name : str
-        For example ``"phi"`` or ``"psi[2]"``.
+        As in a basin: ``"phi"``, ``"psi[2]"``, ``"torsion(0, 3, 6, 9)"``.
 
     Returns
     -------
     (n,) array
-        Degrees in [-180, 180], IUPAC sign; NaN where the positions are not finite.
+        Degrees in (-180, 180], IUPAC sign; NaN where the positions are not finite.
 
     Raises
     ------
@@ -58,12 +57,10 @@ def torsion_angles(ensemble: Ensemble, name: str) -> Array:
     """
     if ensemble.molecule is None:
         raise SelectionError(f"no torsion '{name}': the ensemble has no molecule")
-    torsions = ensemble.molecule.torsions
-    if name not in torsions:
-        known = ", ".join(torsions) or "none at all"
-        raise SelectionError(f"no torsion '{name}' in this molecule; it has {known}")
-    atoms = (np.asarray(ensemble.positions[:, atom], dtype=np.float64) for atom in torsions[name])
-    return np.degrees(dihedral_angle(*(torch.from_numpy(atom) for atom in atoms)).numpy())
+    variable = parse_variable(name, ensemble.molecule)
+    if not variable.is_periodic:
+        raise SelectionError(f"'{name}' is a distance: a torsion is needed here")
+    return np.asarray(variable(ensemble.positions))
 
 
 def ramachandran_histogram(
