@@ -115,7 +115,7 @@ class BoltzmannGenerator:
         if potential is None:
             from boltzgen.energy import potential as choose_potential
 
-            potential = choose_potential(molecule, device=device)
+            potential = choose_potential(molecule)
         chart = CoordinateChart.for_molecule(molecule, potential, omega=config.omega)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
