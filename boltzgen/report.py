@@ -35,8 +35,8 @@ population; intervals are 95 %.</p>
 error estimates cannot be trusted (Vehtari et al., 2024). Coverage of a basin: mean over reference samples in it of
 min(1, q/p), one only where the generator is nowhere too thin. Forward ESS: 1/E<sub>p</sub>[p/q] over reference samples.
 Without reference samples nothing certifies that no mode is missing. log Z carries nm to the power 3N−6: compare it
-between runs on the same atoms only. Training loss: masked log-variance after Felardos, Hénin and Charpiat
-(2022).</p>"""
+between runs on the same atoms only. L2+, where it was used, is the masked log-variance loss of Felardos, Hénin and
+Charpiat (2022).</p>"""
 
 
 def write_report(
