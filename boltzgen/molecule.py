@@ -218,7 +218,8 @@ class Molecule:
         residues = "-".join(residue.name for residue in self.topology.residues())
         residues = residues if len(residues) <= 40 else residues[:37] + "..."
         kelvin = self.temperature.value_in_unit(unit.kelvin)
-        return f"Molecule({residues}, {self.n_atoms} atoms, {self.provenance.force_field}, {self.provenance.solvent}, {kelvin:g} K)"
+        energy = f"{self.provenance.force_field}, {self.provenance.solvent}"
+        return f"Molecule({residues}, {self.n_atoms} atoms, {energy}, {kelvin:g} K)"
 
 
 def _temperature_quantity(temperature: Any) -> unit.Quantity:
@@ -255,7 +256,7 @@ def _check_system(topology: app.Topology, system: openmm.System) -> None:
         raise StructureError("virtual sites and extra particles are not supported")
     if system.getNumConstraints():
         raise StructureError(
-            f"the System has {system.getNumConstraints()} constraints; build it with constraints=None and rigidWater=False"
+            f"the System has {system.getNumConstraints()} constraints; build it with constraints=None, rigidWater=False"
         )
     if system.usesPeriodicBoundaryConditions():
         raise StructureError(
@@ -279,8 +280,8 @@ def _check_single_molecule(molecule: Molecule) -> None:
     if len(reached) < n:
         stray = next(i for i in range(n) if i not in reached)
         raise StructureError(
-            f"{molecule.atom_label(stray)} is not connected to {molecule.atom_label(0)} by bonds: a generator draws one molecule; "
-            "keep one molecule, or add the missing bonds"
+            f"{molecule.atom_label(stray)} is not connected to {molecule.atom_label(0)} by bonds: a generator "
+            "draws one molecule; keep one, or add the missing bonds"
         )
 
 
@@ -313,8 +314,8 @@ def _user_topology(structure: Structure, protonated: Protonated) -> app.Topology
                 atom_name = atom.name if source is None else structure.atom_names[source]
                 if atom_name in names:
                     raise StructureError(
-                        f"residue {name}{residue.id}: the added hydrogen {atom_name} has the name of an atom in the file; give the "
-                        "residue's hydrogens their standard names, or remove them"
+                        f"residue {name}{residue.id}: the added hydrogen {atom_name} has the name of an atom in the "
+                        "file; give the residue's hydrogens their standard names, or remove them"
                     )
                 names.add(atom_name)
                 copies[atom] = topology.addAtom(atom_name, atom.element, new_residue)

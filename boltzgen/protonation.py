@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import openmm
 from openmm import app, unit
+from openmm.app.topology import Atom, Residue
 
 from boltzgen.errors import StructureError
 from boltzgen.structure import PROTONATION_NAMES, Structure
 
 __all__ = ["Protonated", "add_missing_hydrogens"]
 
-Residue = app.topology.Residue
 _DATA = Path(app.__file__).parent / "data"
 _VARIANT_NAMES = {name: variant for name, (_, variant) in PROTONATION_NAMES.items()} | {"CYM": "CYM"}
 _N_TERMINI = {"NH3+": ("H", "H2", "H3"), "NH2": ("H", "H2")}
@@ -175,8 +175,8 @@ class _Overrides:
     def check_all_used(self) -> None:
         if self._unused:
             raise StructureError(
-                f"variants name {', '.join(sorted(self._unused))}, which this molecule does not have (or which has one state "
-                f"only); residues: {', '.join(self._known)}; also N-terminus, C-terminus"
+                f"variants name {', '.join(sorted(self._unused))}, which this molecule does not have or "
+                f"which have one state only; residues: {', '.join(self._known)}; also N-terminus, C-terminus"
             )
 
 
@@ -227,7 +227,8 @@ class _Choice:
             self.states.append(f"{self._label}: disulfide bond to {disulfide.residue.name}{disulfide.residue.id}")
             return "CYX"
         variant, reason = self._variant_and_reason()
-        self.states.append(f"{self._label}: {variant} ({reason})") if not self.is_open_histidine else None
+        if not self.is_open_histidine:
+            self.states.append(f"{self._label}: {variant} ({reason})")
         return variant
 
     def _variant_and_reason(self) -> tuple[str, str]:
@@ -253,12 +254,12 @@ class _Choice:
             return "HIE", f"chosen by pH {self._ph:g}; the common tautomer"
         protonated = next(h for h in self._table if h.variants and h.max_ph < float("inf"))
         has_proton = self._ph <= protonated.max_ph
-        variant = next((v for v in states if (v in protonated.variants) == has_proton), None)
-        if variant is None:
+        fitting = [v for v in states if (v in protonated.variants) == has_proton]
+        if not fitting:
             raise StructureError(
-                f"{self._label}: no deprotonated state of {self._residue.name} is known at pH {self._ph:g}; choose another ph"
+                f"{self._label}: no deprotonated {self._residue.name} is known (pH {self._ph:g}); choose another ph"
             )
-        return variant, f"chosen by pH {self._ph:g}"
+        return fitting[0], f"chosen by pH {self._ph:g}"
 
     def _n_terminus(self) -> None:
         names = {atom.name for atom in self._residue.atoms()}
@@ -303,7 +304,7 @@ def _label(structure: Structure, residue_index: int) -> str:
     return f"{structure.residue_names[residue_index]}{residue.id}{residue.insertionCode.strip()}"
 
 
-def _bonds_outside(topology: app.Topology, residue: Residue) -> dict[str, app.topology.Atom]:
+def _bonds_outside(topology: app.Topology, residue: Residue) -> dict[str, Atom]:
     """Atom name in `residue` -> the atom of another residue it is bonded to."""
     outside = {}
     for first, second in topology.bonds():

@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 
 # Names that name a residue and its protonation at once, as (residue, variant of OpenMM's hydrogens.xml).
 PROTONATION_NAMES = {
-    **{name: ("HIS", "HID") for name in ("HID", "HSD")},
-    **{name: ("HIS", "HIE") for name in ("HIE", "HSE")},
-    **{name: ("HIS", "HIP") for name in ("HIP", "HSP")},
+    **dict.fromkeys(("HID", "HSD"), ("HIS", "HID")),
+    **dict.fromkeys(("HIE", "HSE"), ("HIS", "HIE")),
+    **dict.fromkeys(("HIP", "HSP"), ("HIS", "HIP")),
     "ASH": ("ASP", "ASH"),
     "GLH": ("GLU", "GLH"),
     "LYN": ("LYS", "LYN"),
@@ -157,8 +157,8 @@ def _refuse_surroundings(atoms: Sequence[AtomRecord], source: str) -> None:
     water = [key for (key, name) in residues if name in _WATER]
     if water:
         raise StructureError(
-            f"{source}: {len(water)} water molecules (first: residue {water[0][1]}): a generator draws one molecule without "
-            "explicit solvent; remove the water and, if wanted, choose an implicit solvent such as solvent='obc2'"
+            f"{source}: {len(water)} water molecules (first: residue {water[0][1]}): a generator draws one molecule "
+            "without explicit solvent; remove the water; an implicit solvent is an option (solvent='obc2')"
         )
     ions = [(key, name) for (key, name), count in residues.items() if count == 1 and name.rstrip("+-12") in _IONS]
     if ions:
@@ -199,7 +199,7 @@ def _build_topology(
         if atom.residue_key != last:
             if atom.residue_key in seen:
                 raise StructureError(
-                    f"{source}: the atoms of residue {atom.residue_label} do not stand together; sort the file by residue"
+                    f"{source}: the atoms of residue {atom.residue_label} do not stand together: sort the file"
                 )
             seen.add(atom.residue_key)
             last = atom.residue_key

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 import openmm
 from openmm import app
+from openmm.app.topology import Atom, Residue
 
 from boltzgen.errors import ForceFieldError
 
 __all__ = ["ResidueTerms", "TermAudit", "audit_terms"]
 
-Atom = app.topology.Atom
-
-# Improper centres of the side chains in CHARMM's top_all36_prot.rtf, each with its number of IMPR entries. Histidine's
-# key is the set of its polar hydrogens.
+# Improper centres of the side chains in CHARMM's top_all36_prot.rtf, each with its number of IMPR entries whose force
+# constant is not zero (arginine's NH1 and NH2 have zero). Histidine's key is the set of its polar hydrogens.
 _SIDE_CHAIN_IMPROPERS: dict[str, dict[str, int]] = {
-    "ARG": {"CZ": 1, "NH1": 1, "NH2": 1},
+    "ARG": {"CZ": 1},
     "ASN": {"CG": 2, "ND2": 2},
     "ASP": {"CG": 1},
     "GLN": {"CD": 2, "NE2": 2},
@@ -68,6 +67,7 @@ def audit_terms(topology: app.Topology, system: openmm.System, *, charmm: bool) 
     Bonds and angles are counted for every force field. Impropers and CMAPs are counted by the rules of CHARMM's
     topology file when `charmm` is set: one improper per carbonyl carbon and amide nitrogen of the backbone (two where
     an NH2 cap follows), those of the side chains, and one CMAP per residue between two secondary or tertiary amides.
+    The improper at a proline's nitrogen has a force constant of zero (N-C-CP1-CP3) and is not counted.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def _label(atom: Atom) -> str:
 class _Residue:
     """Expected CHARMM terms of one residue, from names and bonds."""
 
-    def __init__(self, residue: app.topology.Residue, atoms: list[Atom], neighbours: dict[int, set[int]]) -> None:
+    def __init__(self, residue: Residue, atoms: list[Atom], neighbours: dict[int, set[int]]) -> None:
         self._residue = residue
         self._atoms = atoms
         self._neighbours = neighbours
@@ -134,7 +134,7 @@ class _Residue:
             if symbol == "C" and atom.name == "C" and degree == 3:
                 # Carboxylate, acid or amide carbon. CHARMM's CT2 patch (an NH2 cap) lists it twice.
                 expected[atom.index] = 2 if any(self._is_primary_amide(n) for n in self._bonded(atom, "N")) else 1
-            elif symbol == "N" and self._bonded_carbonyls(atom) and degree == 3 and self._is_backbone_nitrogen(atom):
+            elif atom.name == "N" and degree == 3 and self._bonded_carbonyls(atom) and self._residue.name != "PRO":
                 expected[atom.index] = 2 if self._is_primary_amide(atom) else 1
         for name, number in _SIDE_CHAIN_IMPROPERS.get(self._side_chain_key(), {}).items():
             expected[self._by_name[name].index] = number
@@ -157,9 +157,6 @@ class _Residue:
             for c in self._bonded(nitrogen, "C")
             if c.name == "C" and any(len(self._neighbours[o.index]) == 1 for o in self._bonded(c, "O"))
         ]
-
-    def _is_backbone_nitrogen(self, atom: Atom) -> bool:
-        return atom.name == "N"
 
     def _is_primary_amide(self, nitrogen: Atom) -> bool:
         return sum(1 for _ in self._bonded(nitrogen, "H")) == 2
@@ -194,10 +191,14 @@ def _term_atoms(system: openmm.System, kind: type, term: str, number: int) -> It
 def _present_improper_centres(system: openmm.System, neighbours: dict[int, set[int]]) -> Counter[int]:
     """How often each atom is the centre of a harmonic improper; CHARMM writes the centre first or last."""
     centres: Counter[int] = Counter()
-    for quad in _term_atoms(system, openmm.CustomTorsionForce, "Torsion", 4):
-        for centre in quad:
-            if set(quad) - {centre} <= neighbours[centre]:
-                centres[centre] += 1
+    for force in system.getForces():
+        if not isinstance(force, openmm.CustomTorsionForce):
+            continue
+        for i in range(force.getNumTorsions()):
+            *quad, parameters = force.getTorsionParameters(i)
+            for centre in quad:
+                if set(quad) - {centre} <= neighbours[centre] and parameters[0] != 0:
+                    centres[centre] += 1
     return centres
 
 

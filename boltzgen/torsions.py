@@ -4,11 +4,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from openmm import app
+from openmm.app.topology import Atom
 
 __all__ = ["named_torsions"]
 
 Torsion = tuple[int, int, int, int]
-Atom = app.topology.Atom
 
 # Side-chain torsions, IUPAC-IUB (1970): for each chi the possible atom names along the chain.
 _CHI: dict[str, tuple[tuple[str, str, str, str], ...]] = {
