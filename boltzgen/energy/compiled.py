@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import types
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from boltzgen.energy.base import BatchedPotential, RawEvaluation
+from boltzgen.energy.compilation import COMPILE_AFTER, Evaluator, compile_program
 from boltzgen.energy.read import read_system
-from boltzgen.energy.tables import merge
+from boltzgen.energy.tables import TermTables, merge
 from boltzgen.energy.terms import TermProgram
 from boltzgen.energy.verify import Agreement, verify_terms
 from boltzgen.errors import PotentialError
 
 __all__ = ["CompiledPotential"]
 
-logger = logging.getLogger(__name__)
-
-Evaluator = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-
-# Compilation takes 10-25 s and saves 3-4 us per configuration of a dipeptide: it has paid for itself after this many.
-COMPILE_AFTER = 4_000_000
 # Elements of one (3, differences, chunk) temporary; 1024 configurations of a dipeptide, measured best on a CPU.
 CHUNK_ELEMENTS = 1_200_000
 CHUNK_ELEMENTS_GPU = 400_000_000
@@ -93,20 +85,38 @@ class CompiledPotential(BatchedPotential):
             self._programs[key] = TermProgram(self._merged, self.n_atoms).to(device=device, dtype=dtype)
         return self._programs[key]
 
-    def evaluator(self, device: torch.device, dtype: torch.dtype, forces: bool) -> Evaluator:
+    def evaluator(self, device: torch.device, dtype: torch.dtype, forces: bool, planned: int = 0) -> Evaluator:
         """Function from (3, N, B) coordinates to energy and gradient (3, N, B); compiled once that pays.
 
         Its results are raw and uncounted: for samplers that keep this layout and do both themselves.
+
+        Parameters
+        ----------
+        device, dtype
+            Where and in which precision.
+        forces : bool
+            Whether gradients are wanted.
+        planned : int
+            Configurations that the caller is going to ask for.
         """
         key = (device, dtype, forces)
         if key in self._evaluators:
             return self._evaluators[key]
         program = self.program(device, dtype)
-        wanted = self.compile is True or (self.compile == "auto" and self._asked[forces] >= COMPILE_AFTER)
-        if not wanted or self.compile_reason:
+        if not self.worth_compiling(self._asked[forces] + planned):
             return lambda x: program(x, forces)
-        self._evaluators[key] = self._compile(program, forces, device, dtype)
-        return self._evaluators[key]
+        evaluator, self.compile_reason = compile_program(program, self.n_atoms, self.chunk_size(device) // 2, forces)
+        self._evaluators[key] = evaluator
+        return evaluator
+
+    def worth_compiling(self, configurations: int) -> bool:
+        """Whether torch.compile is allowed, has not failed here, and pays for so many configurations."""
+        wanted = self.compile is True or (self.compile == "auto" and configurations >= COMPILE_AFTER)
+        return wanted and not self.compile_reason
+
+    def with_terms(self, extra: TermTables, device: torch.device, dtype: torch.dtype) -> TermProgram:
+        """A program of all terms of the System and some more, such as a bias; its maps come last in `cmap_table`."""
+        return TermProgram(merge([self._merged, extra]), self.n_atoms).to(device=device, dtype=dtype)
 
     def chunk_size(self, device: torch.device) -> int:
         """Configurations evaluated at a time on a device."""
@@ -168,33 +178,6 @@ class CompiledPotential(BatchedPotential):
 
     def _raw_forces(self, positions: Tensor) -> Tensor:
         with torch.no_grad():
-            forces = self._evaluate(positions, forces=True).forces
-        self._asked[True] = 0
-        assert forces is not None
-        return forces
-
-    def _compile(self, program: TermProgram, forces: bool, device: torch.device, dtype: torch.dtype) -> Evaluator:
-        """torch.compile, tried on one chunk and compared with the eager result; eager when it cannot run."""
-
-        def eager(x: Tensor) -> tuple[Tensor, Tensor | None]:
-            return program(x, forces)
-
-        # A code object of its own: dynamo counts recompilations by code object, and gives up after eight.
-        fresh = types.FunctionType(eager.__code__.replace(), eager.__globals__, "energy", None, eager.__closure__)
-        compiled = torch.compile(fresh, dynamic=True, options={"assert_indirect_indexing": False})
-        logger.info("compiling the energy%s, once; this takes 10 to 40 seconds", " and forces" if forces else "")
-        try:
-            x = torch.randn(3, self.n_atoms, self.chunk_size(device) // 2, device=device, dtype=dtype)
-            expected, found = eager(x), compiled(x)
-            tolerance = 1e-3 if dtype == torch.float32 else 1e-9
-            for a, b in zip(expected, found, strict=True):
-                if a is not None and not bool(
-                    ((a - b).abs() <= tolerance * (1 + a.abs().amax(dim=(0, 1) if a.ndim == 3 else 0))).all()
-                ):
-                    raise PotentialError("the compiled energy differs from the eager one")
-        except Exception as error:  # no compiler, no write permission, a bug in the compiler: all mean eager
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            self.compile_reason = f"torch.compile cannot be used: {first_line}"
-            logger.warning("%s; evaluating without it", self.compile_reason)
-            return eager
-        return compiled
+            program = self.program(positions.device, positions.dtype)
+            gradient = program(positions.permute(2, 1, 0).contiguous(), True)[1]
+        return -gradient.permute(2, 1, 0)

@@ -1,0 +1,279 @@
+"""Sampling under a static bias that flattens two torsions, with exact reweighting.
+
+Far cheaper than parallel tempering where the slow variables are known: every evaluation is spent at the target
+temperature, and walkers diffuse freely over barriers. The bias is a periodic bicubic spline, evaluated like a CMAP.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from boltzgen.energy import CompiledPotential
+from boltzgen.energy.compilation import compile_program
+from boltzgen.energy.geometry import dihedral
+from boltzgen.energy.tables import Floats, TermTables
+from boltzgen.energy.terms import TermProgram, bicubic_coefficients
+from boltzgen.ensemble import Ensemble
+from boltzgen.errors import PotentialError
+from boltzgen.sampling.langevin import BatchedLangevin, LayoutForces, counted, relax, start_positions
+from boltzgen.sampling.run import Progress, SamplingRun, generator, in_femtoseconds, progress_steps
+
+__all__ = ["BiasedEnergy", "TorsionBias", "flattened_sampling", "heavy_hydrogens", "learn_bias", "torsion_angles"]
+
+
+@dataclass(frozen=True, eq=False)
+class TorsionBias:
+    """A bias energy on two torsions.
+
+    Attributes
+    ----------
+    atoms : tuple of two tuples of four ints
+        The torsions.
+    grid : (n, n) array
+        kJ/mol at multiples of 360/n degrees, first index along the first torsion; periodic bicubic spline between.
+    """
+
+    atoms: tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
+    grid: Floats
+
+    def tables(self) -> TermTables:
+        """The bias as a CMAP term."""
+        row = np.array([[*self.atoms[0], *self.atoms[1]]], dtype=np.int64)
+        return TermTables(cmaps=row, cmap_index=np.zeros(1, dtype=np.int64), cmap_energies=[self.grid])
+
+    def energy(self, positions: Tensor) -> Tensor:
+        """Bias (B,) in kJ/mol at positions (B, N, 3) in nm, in float64."""
+        program = TermProgram(self.tables(), positions.shape[1]).to(positions.device, torch.float64)
+        with torch.no_grad():
+            energy: Tensor = program(positions.double().permute(2, 1, 0).contiguous(), False)[0]
+        return energy
+
+
+class BiasedEnergy:
+    """Energy and gradient of a compiled System with a bias that can be changed without compiling again.
+
+    Parameters
+    ----------
+    potential : CompiledPotential
+        The System.
+    bias : TorsionBias
+        The first bias; its torsions and grid size stay.
+    planned : int
+        Evaluations to come, to decide whether compiling pays.
+    """
+
+    def __init__(self, potential: CompiledPotential, bias: TorsionBias, planned: int) -> None:
+        device = potential.device or torch.device("cpu")
+        self._program = potential.with_terms(bias.tables(), device, torch.float32)
+        self._cells = bias.grid.size
+        program = self._program
+        evaluator: LayoutForces = lambda x: program(x, True)  # noqa: E731
+        if potential.worth_compiling(planned):
+            batch = potential.chunk_size(device) // 2
+            evaluator, potential.compile_reason = compile_program(program, potential.n_atoms, batch, True)
+        self.forces = counted(evaluator, potential, potential.chunk_size(device))
+
+    def set_grid(self, grid: Floats) -> None:
+        """Replace the bias, (n, n) in kJ/mol."""
+        table = self._program.cmap_table
+        table[:, -self._cells :] = torch.from_numpy(bicubic_coefficients(grid)).to(table)
+
+
+def torsion_angles(positions: Tensor, atoms: Sequence[Sequence[int]]) -> Tensor:
+    """Torsions in degrees, (n_torsions, B), in [-180, 180], of coordinates (3, N, B)."""
+    i, j, k, m = torch.tensor([list(row) for row in atoms], device=positions.device).T
+    x = positions
+    cosine, sine, *_ = dihedral(x[:, j] - x[:, i], x[:, k] - x[:, j], x[:, m] - x[:, k])
+    return torch.rad2deg(torch.atan2(sine, cosine))
+
+
+def heavy_hydrogens(molecule: Any, mass: float = 6.0) -> np.ndarray:
+    """Masses (N,) in amu with hydrogens made heavier, so that 2 fs steps err as little as shorter ones.
+
+    Averages over configurations do not depend on masses. At 6 amu the stretches of N-H and C=O are about equally fast.
+    """
+    from boltzgen.sampling.langevin import system_masses
+
+    masses = system_masses(molecule)
+    return np.where(masses < 2.1, np.maximum(masses, mass), masses)
+
+
+def learn_bias(
+    molecule: Any,
+    potential: CompiledPotential,
+    torsions: tuple[str, str] = ("phi", "psi"),
+    *,
+    energy: BiasedEnergy | None = None,
+    n_steps: int = 60_000,
+    n_walkers: int = 512,
+    time_step: Any = 2.0,
+    bias_factor: float = 10.0,
+    height: float = 0.05,
+    width: float = 10.0,
+    deposit_interval: int = 20,
+    grid_size: int = 72,
+    friction: float = 1.0,
+    seed: int = 0,
+    start: Any = None,
+    progress: bool | Progress = False,
+) -> TorsionBias:
+    """Learn a flattening bias by well-tempered metadynamics with many walkers on one grid.
+
+    Parameters
+    ----------
+    molecule, potential
+        The system, and its compiled energy.
+    torsions : two str
+        Names of the torsions (`molecule.torsions`).
+    energy : BiasedEnergy, optional
+        Made by an earlier call for the same torsions and grid; saves compiling.
+    n_steps, n_walkers, time_step, friction, seed, start, progress
+        As in `parallel_tempering`.
+    bias_factor : float
+        Ratio of the sampling temperature of the torsions to the real one: a barrier of b kT remains b/bias_factor high.
+    height, width : float
+        First height of each Gaussian in kT, and its standard deviation in degrees.
+    deposit_interval : int
+        Steps between deposits.
+    grid_size : int
+        Grid points along each torsion.
+
+    References
+    ----------
+    Barducci, Bussi and Parrinello, Phys. Rev. Lett. 100, 020603 (2008); Raiteri et al., J. Phys. Chem. B 110, 3533
+    (2006) for several walkers.
+    """
+    bias = flat_bias(molecule, torsions, grid_size)
+    energy = energy or BiasedEnergy(potential, bias, n_steps * n_walkers)
+    grid = np.zeros((grid_size, grid_size))
+    energy.set_grid(grid)
+    device = potential.device or torch.device("cpu")
+    walkers = _walkers(molecule, energy, start, n_walkers, time_step, friction, seed, device)
+    kernel = _gaussian_kernel(grid_size, width)
+    kT = molecule.kT
+    for _ in progress_steps(n_steps // deposit_interval, progress, "learning the bias"):
+        walkers.run(deposit_interval)
+        angles = torsion_angles(walkers.positions, bias.atoms).cpu().numpy()
+        cell = np.round(angles / 360 * grid_size).astype(int) % grid_size
+        scale = height * kT * np.exp(-grid[cell[0], cell[1]] / (kT * (bias_factor - 1)))
+        counts = np.zeros_like(grid)
+        np.add.at(counts, (cell[0], cell[1]), scale)
+        grid += np.fft.irfft2(np.fft.rfft2(counts) * kernel, s=grid.shape)
+        energy.set_grid(grid)
+    return TorsionBias(bias.atoms, grid - grid.min())
+
+
+def flattened_sampling(
+    molecule: Any,
+    potential: CompiledPotential,
+    bias: TorsionBias,
+    *,
+    n_steps: int,
+    energy: BiasedEnergy | None = None,
+    n_walkers: int = 512,
+    n_groups: int = 32,
+    time_step: Any = 2.0,
+    friction: float = 1.0,
+    save_interval: int = 500,
+    burn_in: float = 0.2,
+    seed: int = 0,
+    start: Any = None,
+    progress: bool | Progress = False,
+) -> SamplingRun:
+    """Sample under a static bias; log-weights + bias/kT give the unbiased distribution.
+
+    Hydrogens are made heavier (`heavy_hydrogens`), which leaves configurational averages as they are.
+
+    Parameters
+    ----------
+    molecule, potential
+        The system, and its compiled energy.
+    bias : TorsionBias
+        From `learn_bias`.
+    energy : BiasedEnergy, optional
+        As in `learn_bias`.
+    n_groups : int
+        Walkers are split into so many groups, independent of each other.
+    n_steps, n_walkers, time_step, friction, save_interval, burn_in, seed, start, progress
+        As in `parallel_tempering`.
+
+    Raises
+    ------
+    PotentialError
+        The walkers cannot be split into the groups, or a trajectory blew up.
+    """
+    if n_groups < 2 or n_walkers % n_groups:
+        raise PotentialError(f"{n_walkers} walkers cannot be split into {n_groups} equal groups")
+    begin, before = time.perf_counter(), potential.counts.force
+    energy = energy or BiasedEnergy(potential, bias, n_steps * n_walkers)
+    energy.set_grid(bias.grid)
+    device = potential.device or torch.device("cpu")
+    walkers = _walkers(molecule, energy, start, n_walkers, time_step, friction, seed, device)
+    frames: list[np.ndarray] = []
+    offsets: list[np.ndarray] = []
+    totals: list[np.ndarray] = []
+    n_rounds = max(n_steps // save_interval, 1)
+    for round_ in progress_steps(n_rounds, progress, "flattened sampling"):
+        walkers.run(save_interval)
+        if round_ >= burn_in * n_rounds:
+            frame = walkers.frames()
+            frames.append(frame.cpu().numpy())
+            offsets.append(bias.energy(frame).cpu().numpy())
+            totals.append(walkers.energies.cpu().numpy())
+    bias_energy = np.concatenate(offsets)
+    return SamplingRun(
+        ensemble=Ensemble(
+            positions=np.concatenate(frames),
+            log_weights=bias_energy / molecule.kT,
+            kT=molecule.kT,
+            energies=np.concatenate(totals) - bias_energy,
+            molecule=molecule,
+            groups=np.tile(np.arange(n_walkers) * n_groups // n_walkers, len(frames)),
+        ),
+        method="flattened torsions, static bias, reweighted",
+        evaluations=potential.counts.force - before,
+        seconds=time.perf_counter() - begin,
+        n_steps=n_rounds * save_interval,
+        time_step=in_femtoseconds(time_step),
+        seed=seed,
+        settings={"n_walkers": n_walkers, "n_groups": n_groups, "friction": friction, "burn_in": burn_in},
+    )
+
+
+def flat_bias(molecule: Any, torsions: tuple[str, str], grid_size: int) -> TorsionBias:
+    """No bias yet on two named torsions."""
+    known = molecule.torsions
+    missing = [name for name in torsions if name not in known]
+    if missing:
+        raise PotentialError(f"the molecule has no torsion {missing[0]!r}; it has {', '.join(known)}")
+    return TorsionBias((known[torsions[0]], known[torsions[1]]), np.zeros((grid_size, grid_size)))
+
+
+def _walkers(
+    molecule: Any,
+    energy: BiasedEnergy,
+    start: Any,
+    n_walkers: int,
+    time_step: Any,
+    friction: float,
+    seed: int,
+    device: torch.device,
+) -> BatchedLangevin:
+    x = relax(energy.forces, start_positions(molecule, start, n_walkers).to(device))
+    step = in_femtoseconds(time_step) / 1000
+    masses = heavy_hydrogens(molecule)
+    return BatchedLangevin(energy.forces, x, masses, molecule.kT, step, friction, generator(seed, device))
+
+
+def _gaussian_kernel(grid_size: int, width: float) -> np.ndarray:
+    """Fourier transform of a periodic Gaussian of height 1 on the grid; width in degrees."""
+    distance = np.minimum(np.arange(grid_size), grid_size - np.arange(grid_size)) * 360 / grid_size
+    line = np.exp(-0.5 * (distance / width) ** 2)
+    return np.fft.rfft2(line[:, None] * line[None, :])

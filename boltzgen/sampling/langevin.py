@@ -1,0 +1,203 @@
+"""Many independent walkers under Langevin dynamics, in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from openmm import unit
+from torch import Tensor
+
+from boltzgen.energy import CompiledPotential, Potential
+from boltzgen.errors import PotentialError
+
+__all__ = ["BatchedLangevin", "LayoutForces", "layout_forces", "relax", "start_positions", "system_masses"]
+
+# Coordinates (3, N, B) in nm to energy (B,) in kJ/mol and gradient (3, N, B) in kJ/mol/nm.
+LayoutForces = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+
+class BatchedLangevin:
+    """Langevin dynamics by the BAOAB splitting, one force evaluation a step.
+
+    Parameters
+    ----------
+    forces : LayoutForces
+        Energy and gradient of (3, N, B) coordinates.
+    positions : (3, N, B) tensor
+        nm; copied.
+    masses : (N,) array
+        amu. Averages over configurations do not depend on them.
+    kT : float or (B,) tensor
+        kJ/mol, for each walker.
+    time_step : float
+        ps.
+    friction : float
+        1/ps.
+    generator : torch.Generator
+        Source of all randomness.
+
+    References
+    ----------
+    Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34 (2013): BAOAB samples the configurations of a harmonic
+    oscillator exactly, whatever the time step.
+    """
+
+    def __init__(
+        self,
+        forces: LayoutForces,
+        positions: Tensor,
+        masses: np.ndarray,
+        kT: float | Tensor,
+        time_step: float,
+        friction: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.positions = positions.clone(memory_format=torch.contiguous_format)
+        self.time_step = time_step
+        self._forces = forces
+        self._generator = generator
+        self._noise = torch.empty_like(self.positions)
+        inverse_mass = torch.from_numpy(1 / np.asarray(masses, dtype=np.float64)).to(positions)[None, :, None]
+        self._kick = -time_step * inverse_mass
+        self._decay = float(np.exp(-friction * time_step))
+        thermal = torch.sqrt(torch.as_tensor(kT, dtype=positions.dtype, device=positions.device) * inverse_mass)
+        self._spread = thermal * float(np.sqrt(1 - self._decay**2))
+        self.velocities = self._noise.normal_(generator=generator) * thermal
+        self.energies, self._gradient = self._evaluate()
+
+    @property
+    def n_walkers(self) -> int:
+        """Number of walkers B."""
+        return self.positions.shape[2]
+
+    def run(self, n_steps: int) -> None:
+        """Advance all walkers.
+
+        Raises
+        ------
+        PotentialError
+            A walker has left the range of numbers: the time step is too long, or the start was bad.
+        """
+        # The centre of mass diffuses and carries no information; near the origin single precision is finest.
+        self.positions -= self.positions.mean(dim=1, keepdim=True)
+        x, v, half = self.positions, self.velocities, 0.5 * self.time_step
+        v.addcmul_(self._gradient, 0.5 * self._kick)
+        for step in range(n_steps):
+            x.add_(v, alpha=half)
+            v.mul_(self._decay).addcmul_(self._noise.normal_(generator=self._generator), self._spread)
+            x.add_(v, alpha=half)
+            self.energies, self._gradient = self._evaluate()
+            v.addcmul_(self._gradient, self._kick if step < n_steps - 1 else 0.5 * self._kick)
+        if not bool(torch.isfinite(self.energies).all()):
+            raise PotentialError(
+                f"{int((~torch.isfinite(self.energies)).sum())} of {self.n_walkers} walkers have no finite energy with "
+                f"a time step of {1e3 * self.time_step:g} fs; use a shorter one, or start from a relaxed structure"
+            )
+
+    def permute(self, order: Tensor, velocity_scale: Tensor) -> None:
+        """Give walker b the state of walker order[b], velocities multiplied by velocity_scale (B,)."""
+        self.positions = self.positions[:, :, order].contiguous()
+        self.velocities = (self.velocities[:, :, order] * velocity_scale).contiguous()
+        self._gradient = self._gradient[:, :, order].contiguous()
+        self.energies = self.energies[order]
+
+    def refresh(self) -> None:
+        """Evaluate again, after the energy function has changed."""
+        self.energies, self._gradient = self._evaluate()
+
+    def frames(self) -> Tensor:
+        """Positions as (B, N, 3) in nm, a copy."""
+        return self.positions.permute(2, 1, 0).contiguous()
+
+    def _evaluate(self) -> tuple[Tensor, Tensor]:
+        energies, gradient = self._forces(self.positions)
+        assert gradient is not None
+        return energies, gradient
+
+
+def layout_forces(potential: Potential, device: torch.device, dtype: torch.dtype, planned: int) -> LayoutForces:
+    """Energies and gradients of (3, N, B) coordinates from any potential, counted as the potential counts.
+
+    Parameters
+    ----------
+    potential : Potential
+        A `CompiledPotential` is used in its own layout, compiled if that pays for `planned` configurations.
+    device, dtype
+        Of the coordinates.
+    planned : int
+        Configurations to come.
+    """
+    if not isinstance(potential, CompiledPotential):
+
+        def any_potential(x: Tensor) -> tuple[Tensor, Tensor]:
+            energy, forces = potential.energy_and_forces(x.permute(2, 1, 0).contiguous())
+            return energy, -forces.permute(2, 1, 0).contiguous()
+
+        return any_potential
+    evaluator = potential.evaluator(device, dtype, True, planned)
+    return counted(evaluator, potential, potential.chunk_size(device))
+
+
+def counted(evaluator: LayoutForces, potential: Potential, chunk: int) -> LayoutForces:
+    """The evaluator in chunks, without autograd, counted on the potential."""
+
+    def evaluate(x: Tensor) -> tuple[Tensor, Tensor | None]:
+        potential.counts.add(energy=x.shape[2], force=x.shape[2])
+        with torch.no_grad():
+            if x.shape[2] <= chunk:
+                return evaluator(x)
+            parts = [evaluator(part.contiguous()) for part in x.split(chunk, dim=2)]
+        return torch.cat([e for e, _ in parts]), torch.cat([g for _, g in parts if g is not None], dim=2)
+
+    return evaluate
+
+
+def relax(forces: LayoutForces, positions: Tensor, n_steps: int = 200) -> Tensor:
+    """Take the worst strain out of (3, N, B) coordinates: steepest descent with at most 0.5 pm a step."""
+    x = positions.clone()
+    for _ in range(n_steps):
+        _, gradient = forces(x)
+        assert gradient is not None
+        x -= (2e-6 * torch.nan_to_num(gradient)).clamp(-5e-4, 5e-4)
+    return x
+
+
+def system_masses(molecule: Any) -> np.ndarray:
+    """Masses (N,) in amu."""
+    system = molecule.system
+    return np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
+
+
+def start_positions(molecule: Any, start: Any, n_walkers: int) -> Tensor:
+    """Coordinates (3, N, n_walkers) in nm, float32, from one structure or one for each walker.
+
+    Parameters
+    ----------
+    molecule : Molecule
+        Its positions are the start when `start` is None.
+    start : Quantity, array or tensor, optional
+        (N, 3) or (n_walkers, N, 3); nm without a unit.
+    n_walkers : int
+        Number of walkers.
+
+    Raises
+    ------
+    PotentialError
+        Wrong shape.
+    """
+    value = molecule.positions if start is None else start
+    if unit.is_quantity(value):
+        value = value.value_in_unit(unit.nanometer)
+    if not isinstance(value, Tensor):
+        value = torch.tensor(np.array(value, dtype=np.float64))
+    n_atoms = molecule.system.getNumParticles()
+    if tuple(value.shape) == (n_atoms, 3):
+        value = value.expand(n_walkers, n_atoms, 3)
+    if tuple(value.shape) != (n_walkers, n_atoms, 3):
+        raise PotentialError(
+            f"start has shape {tuple(value.shape)}; ({n_atoms}, 3) or ({n_walkers}, {n_atoms}, 3) in nm is expected"
+        )
+    return value.to(torch.float32).permute(2, 1, 0).contiguous()

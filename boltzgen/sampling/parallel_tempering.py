@@ -1,0 +1,222 @@
+"""Parallel tempering: batched Langevin dynamics at several temperatures, with replica exchange."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from boltzgen.energy import Potential
+from boltzgen.energy import potential as choose_potential
+from boltzgen.ensemble import Ensemble
+from boltzgen.errors import PotentialError
+from boltzgen.sampling.langevin import BatchedLangevin, layout_forces, relax, start_positions, system_masses
+from boltzgen.sampling.run import GAS_CONSTANT, Progress, SamplingRun, generator, in_femtoseconds, in_kelvin
+from boltzgen.sampling.run import progress_steps as steps_of
+
+__all__ = ["ReplicaExchange", "parallel_tempering"]
+
+
+class ReplicaExchange:
+    """Swaps between neighbouring temperatures, and the record of them.
+
+    Walker w at temperature r is column r * n_walkers + w of the batch; each of the n_walkers ladders swaps on its own,
+    so that the ladders stay independent of each other.
+
+    Parameters
+    ----------
+    temperatures : (R,) array
+        K, ascending.
+    n_walkers : int
+        Number of ladders W.
+    generator : torch.Generator
+        Source of the random numbers.
+    """
+
+    def __init__(self, temperatures: np.ndarray, n_walkers: int, generator: torch.Generator) -> None:
+        self.temperatures = torch.from_numpy(temperatures)
+        self.beta = 1 / (GAS_CONSTANT * self.temperatures)
+        self.n_walkers = n_walkers
+        self.attempted = torch.zeros(len(temperatures) - 1, dtype=torch.float64)
+        self.accepted = torch.zeros_like(self.attempted)
+        self.round_trips = 0
+        self._generator = generator
+        self._parity = 0
+        # For each state of the ladder: 1 if it last saw the lowest, 2 if since then the highest temperature.
+        self._visited = torch.zeros(len(temperatures), n_walkers, dtype=torch.int64)
+
+    @property
+    def kT(self) -> Tensor:  # noqa: N802
+        """kT of every column, (R * W,) in kJ/mol."""
+        return (GAS_CONSTANT * self.temperatures).repeat_interleave(self.n_walkers)
+
+    def propose(self, energies: Tensor) -> tuple[Tensor, Tensor]:
+        """One round of swaps between the even or the odd neighbours.
+
+        Parameters
+        ----------
+        energies : (R * W,) tensor
+            kJ/mol.
+
+        Returns
+        -------
+        order, velocity_scale : (R * W,) tensors
+            Column whose state each column takes, and the factor for its velocities.
+
+        References
+        ----------
+        Sugita and Okamoto, Chem. Phys. Lett. 314, 141 (1999).
+        """
+        n = len(self.temperatures)
+        energy = energies.to("cpu", torch.float64).reshape(n, self.n_walkers)
+        order = torch.arange(n * self.n_walkers).reshape(n, self.n_walkers)
+        low = torch.arange(self._parity, n - 1, 2)
+        self._parity = 1 - self._parity
+        if len(low):
+            high = low + 1
+            log_ratio = (self.beta[low] - self.beta[high])[:, None] * (energy[low] - energy[high])
+            chance = torch.rand(log_ratio.shape, generator=self._generator, dtype=torch.float64)
+            swap = chance.log() < log_ratio
+            self.attempted[low] += self.n_walkers
+            self.accepted[low] += swap.sum(dim=1).double()
+            order[low], order[high] = (
+                torch.where(swap, order[high], order[low]),
+                torch.where(swap, order[low], order[high]),
+            )
+            self._track(order)
+        flat = order.reshape(-1)
+        old = self.temperatures.repeat_interleave(self.n_walkers)
+        return flat, torch.sqrt(old / old[flat])
+
+    def _track(self, order: Tensor) -> None:
+        visited = self._visited.reshape(-1)[order.reshape(-1)].reshape(order.shape)
+        self.round_trips += int((visited[0] == 2).sum())
+        visited[0] = 1
+        visited[-1] = torch.where(visited[-1] == 1, 2, visited[-1])
+        self._visited = visited
+
+
+def parallel_tempering(
+    molecule: Any,
+    potential: Potential | None = None,
+    *,
+    n_steps: int,
+    t_max: Any = 1200.0,
+    n_replicas: int = 8,
+    n_walkers: int = 64,
+    time_step: Any = 1.0,
+    friction: float = 2.0,
+    exchange_interval: int = 100,
+    save_interval: int = 500,
+    burn_in: float = 0.2,
+    seed: int = 0,
+    start: Any = None,
+    device: str | torch.device = "cpu",
+    progress: bool | Progress = False,
+) -> SamplingRun:
+    """Sample the Boltzmann distribution of a molecule by parallel tempering.
+
+    Temperatures rise geometrically from the molecule's own to `t_max`; every step is one batch of
+    n_replicas * n_walkers configurations.
+
+    Parameters
+    ----------
+    molecule : Molecule
+        Its temperature is the target.
+    potential : Potential, optional
+        Its energy; `boltzgen.energy.potential(molecule)` when absent.
+    n_steps : int
+        Steps of every replica, burn-in included.
+    t_max : Quantity or float
+        Highest temperature, K.
+    n_replicas, n_walkers : int
+        Temperatures of a ladder, and number of independent ladders.
+    time_step : Quantity or float
+        fs. Bonds to hydrogen need 1 fs or less with the masses of the System.
+    friction : float
+        1/ps.
+    exchange_interval, save_interval : int
+        Steps between swaps, and between saved frames of the target temperature.
+    burn_in : float
+        Share of the steps whose frames are left out.
+    seed : int
+        Two runs with the same seed and the same machine give the same frames.
+    start : Quantity, array or tensor, optional
+        (N, 3) or (n_walkers, N, 3) in nm; the molecule's positions when absent.
+    device : str or torch.device
+        Where to run.
+    progress : bool or callable
+        Show a progress bar, or wrap the rounds with this.
+
+    Returns
+    -------
+    SamplingRun
+        Frames at the target temperature; each ladder is one independent group.
+
+    Raises
+    ------
+    PotentialError
+        Settings that make no sense, or a trajectory that blew up.
+    """
+    _check(n_steps=n_steps, n_replicas=n_replicas, n_walkers=n_walkers, exchange_interval=exchange_interval)
+    t_min, step_fs = in_kelvin(molecule.temperature), in_femtoseconds(time_step)
+    if in_kelvin(t_max) <= t_min and n_replicas > 1:
+        raise PotentialError(f"t_max must be above the temperature of the molecule, {t_min:g} K")
+    begin, device = time.perf_counter(), torch.device(device)
+    potential = choose_potential(molecule) if potential is None else potential
+    before = potential.counts.force
+    random = generator(seed, device)
+    exchange = ReplicaExchange(np.geomspace(t_min, in_kelvin(t_max), n_replicas), n_walkers, generator(seed + 1))
+    forces = layout_forces(potential, device, torch.float32, n_steps * n_replicas * n_walkers)
+    x = start_positions(molecule, start, n_walkers).to(device).repeat(1, 1, n_replicas)
+    walkers = BatchedLangevin(
+        forces, relax(forces, x), system_masses(molecule), exchange.kT.to(device), step_fs / 1000, friction, random
+    )
+    n_rounds = max(n_steps // exchange_interval, 1)
+    save_rounds = max(save_interval // exchange_interval, 1)
+    frames: list[np.ndarray] = []
+    energies: list[np.ndarray] = []
+    for round_ in steps_of(n_rounds, progress, "parallel tempering"):
+        walkers.run(exchange_interval)
+        order, scale = exchange.propose(walkers.energies)
+        walkers.permute(order.to(device), scale.to(walkers.positions))
+        if round_ >= burn_in * n_rounds and (round_ + 1) % save_rounds == 0:
+            frames.append(walkers.frames()[:n_walkers].cpu().numpy())
+            energies.append(walkers.energies[:n_walkers].cpu().numpy())
+    if not frames:
+        raise PotentialError("no frame was saved: n_steps is too small for save_interval and burn_in")
+    return SamplingRun(
+        ensemble=_ensemble(molecule, frames, energies),
+        method="parallel tempering",
+        evaluations=potential.counts.force - before,
+        seconds=time.perf_counter() - begin,
+        n_steps=n_rounds * exchange_interval,
+        time_step=step_fs,
+        seed=seed,
+        temperatures=exchange.temperatures.numpy(),
+        swap_acceptance=(exchange.accepted / exchange.attempted.clamp(min=1)).numpy(),
+        round_trips=exchange.round_trips,
+        settings={"n_walkers": n_walkers, "friction": friction, "exchange_interval": exchange_interval},
+    )
+
+
+def _ensemble(molecule: Any, frames: list[np.ndarray], energies: list[np.ndarray]) -> Ensemble:
+    """Equal weights; the walker is the group."""
+    positions = np.concatenate(frames)
+    return Ensemble(
+        positions=positions,
+        log_weights=np.zeros(len(positions)),
+        kT=molecule.kT,
+        energies=np.concatenate(energies),
+        molecule=molecule,
+        groups=np.tile(np.arange(len(frames[0])), len(frames)),
+    )
+
+
+def _check(**positive: int) -> None:
+    for name, value in positive.items():
+        if value < 1:
+            raise PotentialError(f"{name} must be at least 1, not {value}")

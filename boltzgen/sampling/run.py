@@ -1,0 +1,129 @@
+"""What every sampler returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from openmm import unit
+
+from boltzgen.ensemble import Ensemble
+
+if TYPE_CHECKING:
+    from boltzgen.free_energy import FreeEnergies
+
+__all__ = ["Progress", "SamplingRun", "generator", "in_femtoseconds", "in_kelvin", "progress_steps"]
+
+# Called with the number of items; gives them back one by one while showing how far it is, as tqdm does.
+Progress = Callable[[Iterable[int]], Iterable[int]]
+
+GAS_CONSTANT = 8.31446261815324e-3  # kJ/mol/K
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingRun:
+    """Frames of a sampler with the record of how they were made.
+
+    Attributes
+    ----------
+    ensemble : Ensemble
+        Frames, log-weights and labels of the mutually independent groups they belong to.
+    method : str
+        The sampler, in words.
+    evaluations : int
+        Energy evaluations (each with forces), burn-in included.
+    seconds : float
+        Wall time of the sampling.
+    n_steps : int
+        Steps of each walker, burn-in included.
+    time_step : float
+        fs.
+    seed : int
+        Of the generator.
+    temperatures : (R,) array
+        K; of the replicas, the target first.
+    swap_acceptance : (R - 1,) array
+        Accepted share of the swaps between neighbouring temperatures.
+    round_trips : int
+        Number of times that a replica went from the lowest to the highest temperature and back, burn-in included.
+    outside : float
+        Share of the weight that lay outside the domain and was left out of the ensemble.
+    settings : dict
+        Everything else that was chosen.
+    """
+
+    ensemble: Ensemble
+    method: str
+    evaluations: int
+    seconds: float
+    n_steps: int
+    time_step: float
+    seed: int
+    temperatures: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    swap_acceptance: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    round_trips: int = 0
+    outside: float = 0.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def free_energy(self, basins: Mapping[str, str]) -> FreeEnergies:
+        """Free energy of each basin against all else, errors from the independent groups."""
+        return self.ensemble.free_energy(basins)
+
+    def restricted(self, inside: np.ndarray) -> SamplingRun:
+        """The run without the frames outside a domain; their share of the weight is kept in `outside`.
+
+        Parameters
+        ----------
+        inside : (n,) bool array
+            Which frames to keep.
+        """
+        from dataclasses import replace
+
+        share = float(self.ensemble.weights[~inside].sum())
+        return replace(self, ensemble=self.ensemble[np.nonzero(inside)[0]], outside=share)
+
+    def report(self) -> str:
+        """A few lines of plain text."""
+        lines = [
+            f"{self.method}: {len(self.ensemble)} frames, {self.evaluations:.3g} energy evaluations, "
+            f"{self.seconds:.0f} s, time step {self.time_step:g} fs, seed {self.seed}"
+        ]
+        if len(self.swap_acceptance):
+            swaps = ", ".join(f"{value:.2f}" for value in self.swap_acceptance)
+            lines.append(
+                f"temperatures {self.temperatures[0]:.0f}-{self.temperatures[-1]:.0f} K; "
+                f"accepted swaps {swaps}; {self.round_trips} round trips"
+            )
+        if self.outside:
+            lines.append(f"outside the domain, left out: {self.outside:.2e} of the weight")
+        return "\n".join(lines)
+
+
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A seeded source of random numbers."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+def in_femtoseconds(time: Any) -> float:
+    """A time in fs, from a Quantity or a number of fs."""
+    return float(time.value_in_unit(unit.femtosecond) if unit.is_quantity(time) else time)
+
+
+def in_kelvin(temperature: Any) -> float:
+    """A temperature in K, from a Quantity or a number of K."""
+    return float(temperature.value_in_unit(unit.kelvin) if unit.is_quantity(temperature) else temperature)
+
+
+def progress_steps(n: int, progress: bool | Progress, label: str) -> Iterable[int]:
+    """range(n), shown by a progress bar if that is wanted."""
+    if callable(progress):
+        return progress(range(n))
+    if not progress:
+        return range(n)
+    from tqdm.auto import tqdm
+
+    bar: Iterable[int] = tqdm(range(n), desc=label, mininterval=1.0)
+    return bar
