@@ -1,3 +1,128 @@
-"""Boltzmann generators for molecules: from a PDB file to free energies with honest error bars."""
+"""Boltzmann generators for molecules: from a PDB file to free energies with honest error bars.
+
+Names are imported when first used, so that ``import boltzgen`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "BasinFreeEnergy": "free_energy",
+    "BoltzgenError": "errors",
+    "BoltzmannGenerator": "generator",
+    "CheckpointError": "errors",
+    "Ensemble": "ensemble",
+    "ForceFieldError": "errors",
+    "FreeEnergies": "free_energy",
+    "GeneratorConfig": "flows.molecular",
+    "History": "training",
+    "Molecule": "molecule",
+    "OutputError": "errors",
+    "PotentialError": "errors",
+    "RunOptions": "run_options",
+    "SelectionError": "errors",
+    "Stage": "training",
+    "StructureError": "errors",
+    "Training": "training",
+    "Verdict": "diagnostics",
+    "anneal": "training",
+    "finetune": "training",
+    "parse_basin": "collective_variables",
+    "write_report": "report",
+}
+__all__ = [
+    "BasinFreeEnergy",
+    "BoltzgenError",
+    "BoltzmannGenerator",
+    "CheckpointError",
+    "Ensemble",
+    "ForceFieldError",
+    "FreeEnergies",
+    "GeneratorConfig",
+    "History",
+    "Molecule",
+    "OutputError",
+    "PotentialError",
+    "RunOptions",
+    "SelectionError",
+    "Stage",
+    "StructureError",
+    "Training",
+    "Verdict",
+    "__version__",
+    "anneal",
+    "collective_variables",
+    "coordinates",
+    "diagnostics",
+    "energy",
+    "errors",
+    "finetune",
+    "flows",
+    "forcefields",
+    "free_energy",
+    "losses",
+    "parse_basin",
+    "plotting",
+    "report",
+    "run",
+    "sampling",
+    "training",
+    "viewing",
+    "write_report",
+]
+
+if TYPE_CHECKING:
+    from boltzgen import (
+        collective_variables,
+        coordinates,
+        diagnostics,
+        energy,
+        errors,
+        flows,
+        forcefields,
+        free_energy,
+        losses,
+        plotting,
+        report,
+        run,
+        sampling,
+        training,
+        viewing,
+    )
+    from boltzgen.collective_variables import parse_basin
+    from boltzgen.diagnostics import Verdict
+    from boltzgen.ensemble import Ensemble
+    from boltzgen.errors import (
+        BoltzgenError,
+        CheckpointError,
+        ForceFieldError,
+        OutputError,
+        PotentialError,
+        SelectionError,
+        StructureError,
+    )
+    from boltzgen.flows.molecular import GeneratorConfig
+    from boltzgen.free_energy import BasinFreeEnergy, FreeEnergies
+    from boltzgen.generator import BoltzmannGenerator
+    from boltzgen.molecule import Molecule
+    from boltzgen.report import write_report
+    from boltzgen.run_options import RunOptions
+    from boltzgen.training import History, Stage, Training, anneal, finetune
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        return import_module(f"{__name__}.{name}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

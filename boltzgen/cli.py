@@ -1,0 +1,251 @@
+"""The command ``boltzgen``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from boltzgen import __version__
+from boltzgen.errors import BoltzgenError
+
+__all__ = ["main"]
+
+OK, FAILED, WRONG_INPUT = 0, 1, 2
+
+EPILOG = """\
+examples:
+  boltzgen run systems/alanine_dipeptide.pdb
+  boltzgen run molecule.pdb --budget quick --basin 'C7ax: 0 < phi < 150' --basin 'C5: 90 < psi < 210 and phi < -120'
+  boltzgen run molecule.pdb --solvent obc2 --temperature 310 --reference --out results
+  boltzgen run molecule.pdb --out results --resume
+
+basin expressions:
+  comparisons such as 0 < phi < 150, joined by and, or, not. Torsions (phi, psi, omega, chi1, ...; phi[2] where
+  there are several) are in degrees, and 150 < phi < 210 is an arc across 180; distance(ALA2:N, ALA2:O) is in nm.
+
+files in the output folder:
+  result.json, report.html, samples.dcd (with topology.pdb and weights.npz), model.safetensors, checkpoint.pt,
+  history.csv, manifest.json
+
+exit codes:
+  0    the result is written, whatever its verdict
+  1    the run failed after it had started (a full disk, a training that collapsed); the message says what is left
+  2    the input or an option cannot be used; nothing was written
+  130  interrupted by Ctrl-C (143 by SIGTERM); the message says how to go on
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        _complain(f"{message} (see {self.prog} --help)")
+        raise SystemExit(WRONG_INPUT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    try:
+        options = parser.parse_args(words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    if options.command is None:
+        parser.print_help()
+        return WRONG_INPUT
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without Greek letters is no reason to lose a result
+    logging.basicConfig(format="boltzgen: %(message)s", level=logging.WARNING)
+    return _run(options, words)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="boltzgen",
+        description="Boltzmann generators for molecules: from a PDB file to a free energy with an error bar.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"boltzgen {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    run = commands.add_parser(
+        "run",
+        help="train a generator for a molecule and compute free energies",
+        description="Train a generator on the energy of a molecule alone, and compute free energies with it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = run.add_argument
+    add("pdb", metavar="PDB", help="structure of one molecule without solvent, PDB or mmCIF")
+    add(
+        "--forcefield",
+        default="charmm36m",
+        metavar="NAME",
+        help="force field, or an OpenMM XML file (default: charmm36m)",
+    )
+    add("--solvent", default="none", metavar="NAME", help="none, hct, obc1, obc2, gbn or gbn2 (default: none)")
+    add("--temperature", type=_number, default=300.0, metavar="K", help="in kelvin (default: 300)")
+    add(
+        "--budget", default="standard", metavar="B", help="quick, standard, thorough, or a number of energy evaluations"
+    )
+    add("--basin", action="append", default=[], metavar="'NAME: EXPR'", help="basin for a free energy; may be repeated")
+    add(
+        "--ph",
+        type=_number,
+        default=7.0,
+        metavar="PH",
+        help="for protonation states that the file leaves open (default: 7)",
+    )
+    add(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="RES=STATE",
+        help="protonation state, e.g. HIS5=HIE; may be repeated",
+    )
+    add("--reference", action="store_true", help="run parallel tempering too, and compare")
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--seed", type=_seed, default=0, metavar="N", help="of every random number (default: 0)")
+    add("--out", metavar="DIR", help="folder for the files, new or empty (default: PDB-FORCEFIELD-seedN)")
+    add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
+    add(
+        "--omega", choices=("trans", "free"), default="trans", help="amide torsions stay as in the file, or turn freely"
+    )
+    return parser
+
+
+def _run(arguments: argparse.Namespace, words: list[str]) -> int:
+    started = False
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    from boltzgen.interrupts import RunInterrupted  # what takes seconds to import comes after --help and typing errors
+
+    folder = None
+    try:
+        from boltzgen.run import RunOptions, execute, prepare
+
+        options = RunOptions(
+            pdb=arguments.pdb,
+            forcefield=arguments.forcefield,
+            solvent=arguments.solvent.lower(),
+            temperature=arguments.temperature,
+            budget=arguments.budget,
+            basins=_basins(arguments.basin),
+            ph=arguments.ph,
+            variants=_variants(arguments.variant),
+            reference=arguments.reference,
+            device=arguments.device,
+            seed=arguments.seed,
+            out=arguments.out,
+            resume=arguments.resume,
+            omega=arguments.omega,
+            command=("boltzgen", *words),
+        )
+        prepared = prepare(options, _say)
+        started, folder = True, prepared.folder.path
+        result = execute(prepared, _say)
+        _say(f"\n{result}\n{'report':<16}{result.folder / 'report.html'}")
+        return OK
+    except BoltzgenError as error:
+        _complain(_one_line(error))
+        if started:
+            _hint(words, folder)
+        return FAILED if started else WRONG_INPUT
+    except RunInterrupted as stop:
+        _complain("interrupted; the checkpoint is written", kind="")
+        _hint(words, folder)
+        return 128 + stop.signal_number
+    except KeyboardInterrupt as stop:
+        _complain("stopped", kind="")
+        _hint(words, folder)
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+    except Exception:
+        traceback.print_exc()
+        _complain("this is a defect of boltzgen: please report it with the lines above")
+        _hint(words, folder)
+        return FAILED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM outside the training."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _complain(text: str, kind: str = "error: ") -> None:
+    print(f"boltzgen: {kind}{text}", file=sys.stderr, flush=True)
+
+
+def _hint(words: list[str], folder: object) -> None:
+    """Say how to go on, where there is something to go on from."""
+    from boltzgen.run import CHECKPOINT, Path
+
+    if folder is None or not (Path(str(folder)) / CHECKPOINT).exists():
+        return
+    kept = [word for word in words if word != "--resume"]
+    if not any(word == "--out" or word.startswith("--out=") for word in kept):
+        kept += ["--out", str(folder)]
+    _complain(f"go on with: {shlex.join(['boltzgen', *kept, '--resume'])}", kind="")
+
+
+def _one_line(error: BoltzgenError) -> str:
+    """The message of an error; an expression with a caret under it becomes a column."""
+    lines = str(error).splitlines()
+    if len(lines) == 3 and lines[2].strip() == "^":
+        return f"{lines[0]} (at column {lines[2].index('^') - 1} of {lines[1].strip()!r})"
+    return " ".join(line.strip() for line in lines)
+
+
+def _basins(texts: list[str]) -> dict[str, str]:
+    from boltzgen.collective_variables import parse_named_basin
+    from boltzgen.errors import SelectionError
+
+    found: dict[str, str] = {}
+    for text in texts:
+        name, expression = parse_named_basin(text)
+        if name in found:
+            raise SelectionError(f"two basins are called {name!r}")
+        found[name] = expression
+    return found
+
+
+def _variants(texts: list[str]) -> dict[str, str]:
+    from boltzgen.errors import StructureError
+
+    found = {}
+    for text in texts:
+        residue, equals, state = (part.strip() for part in text.partition("="))
+        if not (residue and equals and state):
+            raise StructureError(f"cannot read --variant {text!r}: write RES=STATE, e.g. HIS5=HIE")
+        found[residue] = state
+    return found
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"a seed lies between 0 and 2^32 - 1, not {text}")
+    return value

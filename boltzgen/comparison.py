@@ -1,0 +1,125 @@
+"""A generated ensemble held against an independent reference: ΔF side by side, coverage, forward ESS, log Z by BAR."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from boltzgen.collective_variables import parse_basin
+from boltzgen.diagnostics import Coverage, coverage, forward_ess_fraction, log_z_bar
+from boltzgen.ensemble import Ensemble
+from boltzgen.errors import BoltzgenError
+from boltzgen.free_energy import BasinFreeEnergy, FreeEnergies
+from boltzgen.generator import BoltzmannGenerator
+
+if TYPE_CHECKING:
+    from boltzgen.sampling import SamplingRun
+
+__all__ = ["Comparison", "compare", "disagreement", "inside_domain"]
+
+OUTSIDE_LIMIT = 1e-4  # share of the reference that may lie beyond the generator's bounds
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What reference samples say about a generated ensemble.
+
+    Attributes
+    ----------
+    reference : Ensemble
+        The reference samples inside the generator's domain.
+    source : str
+        The method, in words.
+    share_other_isomers, share_outside : float
+        Weight that the sampler left out as other isomers, and weight beyond the bounds of the generator.
+    free_energies : FreeEnergies
+        Of the reference.
+    coverages : {basin: Coverage}
+        Each basin and its complement, named ``not <basin>``.
+    forward_ess : float
+        1 / E_p[p/q].
+    log_z : float
+        By Bennett's acceptance ratio between both ensembles.
+    """
+
+    reference: Ensemble
+    source: str
+    share_other_isomers: float
+    share_outside: float
+    free_energies: FreeEnergies
+    coverages: dict[str, Coverage]
+    forward_ess: float
+    log_z: float
+
+
+def compare(
+    generator: BoltzmannGenerator, generated: Ensemble, sampled: SamplingRun, basins: Mapping[str, str]
+) -> Comparison:
+    """Compare a generated ensemble with that of a sampler.
+
+    Parameters
+    ----------
+    generator : BoltzmannGenerator
+        That drew ``generated``.
+    sampled : SamplingRun
+        Of the same energy function.
+    basins : {name: expression}
+
+    Raises
+    ------
+    BoltzgenError
+        If no reference sample lies in the generator's domain.
+    """
+    reference = sampled.ensemble
+    inside = inside_domain(generator, reference.positions)
+    share_outside = float(reference.weights[~inside].sum())
+    if not inside.any():
+        raise BoltzgenError("no reference sample lies in the domain of the generator: they are of different states")
+    kept = reference[inside]
+    energies = kept.energies if kept.energies is not None else _energies(generator, kept.positions)
+    log_weights = generator.log_weights_of(kept.positions, energies)
+    log_z = log_z_bar(generated.log_weights, log_weights, kept.weights)
+    coverages = {}
+    for name, expression in basins.items():
+        within = np.asarray(parse_basin(expression, generator.molecule).contains(kept.positions))
+        for label, chosen in ((name, within), (f"not {name}", ~within)):
+            coverages[label] = coverage(log_z - log_weights, chosen, kept.weights)
+    forward = forward_ess_fraction(log_weights, kept.weights, log_z)
+    source = f"{sampled.method}, {sampled.evaluations:.2g} force evaluations"
+    return Comparison(kept, source, sampled.outside, share_outside, kept.free_energy(basins), coverages, forward, log_z)
+
+
+def inside_domain(generator: BoltzmannGenerator, positions: np.ndarray) -> np.ndarray:
+    """Which configurations (n, N, 3) in nm the generator can reach: (n,) bool."""
+    like = next(generator.flow.parameters())
+    contains: Any = generator.flow.contains
+    with torch.no_grad():
+        parts = [contains(part.to(like)).cpu() for part in torch.as_tensor(positions).split(4096)]
+    return np.asarray(torch.cat(parts).numpy())
+
+
+def disagreement(generated: FreeEnergies, reference: Mapping[str, BasinFreeEnergy], source: str) -> str:
+    """The first basin whose ΔF differs from the reference beyond the joint 95 % interval; empty if none does."""
+    for name, theirs in reference.items():
+        ours = generated.get(name)
+        if ours is None:
+            continue
+        difference = ours.delta_f_kT - theirs.delta_f_kT
+        allowed = math.hypot(ours.half_width_kT, theirs.half_width_kT)
+        if math.isfinite(theirs.delta_f_kT) and not abs(difference) <= allowed:
+            return (
+                f"ΔF({name}) differs from {source} by {difference:+.2f} kT, more than the joint 95 % interval "
+                f"of {allowed:.2f} kT"
+            )
+    return ""
+
+
+def _energies(generator: BoltzmannGenerator, positions: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        energies = generator.potential(torch.as_tensor(positions).double().to(generator.device))
+    return np.asarray(energies.cpu().numpy())

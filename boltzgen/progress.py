@@ -1,0 +1,135 @@
+"""Progress of a training: a bar in a terminal or notebook, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boltzgen.training import Training
+
+__all__ = ["Progress", "can_show_bar", "describe_record", "format_duration"]
+
+LINE_SECONDS = 15.0
+
+
+class Progress:
+    """Shows the records of a training; give it to ``Training`` as ``on_record``.
+
+    Parameters
+    ----------
+    write_line : callable, optional
+        Where lines go when there is no bar; standard error if absent.
+    bar : bool, optional
+        True for a bar, False for lines; a bar in a terminal or notebook if absent.
+    every : float
+        Seconds between two lines.
+    """
+
+    def __init__(
+        self, write_line: Callable[[str], None] | None = None, bar: bool | None = None, every: float = LINE_SECONDS
+    ) -> None:
+        self._write_line = write_line or _to_stderr
+        self._use_bar = can_show_bar() if bar is None else bar
+        self._every = every
+        self._bar: Any = None
+        self._last_line = -float("inf")
+        self._clock = _Clock()
+
+    def __call__(self, record: Mapping[str, Any], training: Training) -> None:
+        remaining = self._clock.remaining(record, training.n_steps)
+        if self._use_bar:
+            self._show_bar(record, training.n_steps, remaining)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= self._every or record["step"] == training.n_steps:
+            share = record["step"] / training.n_steps
+            self._write_line(f"{share:4.0%}  {describe_record(record)}  {format_duration(remaining)} left")
+            self._last_line = now
+
+    def close(self) -> None:
+        """Leave the last state of the bar standing."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _show_bar(self, record: Mapping[str, Any], n_steps: int, remaining: float) -> None:
+        if self._bar is None:
+            self._bar = _new_bar(n_steps, record["step"])
+        self._bar.set_description_str(f"{describe_record(record)}, {format_duration(remaining)} left", refresh=False)
+        self._bar.update(record["step"] - self._bar.n)
+        if record["step"] == n_steps:
+            self.close()
+
+
+class _Clock:
+    """Remaining time from the recent pace: stages differ in the cost of a step."""
+
+    def __init__(self) -> None:
+        self._previous: tuple[int, float] | None = None
+        self._stage = ""
+        self._seconds_per_step = float("nan")
+
+    def remaining(self, record: Mapping[str, Any], n_steps: int) -> float:
+        step, seconds = int(record["step"]), float(record["seconds"])
+        if self._previous is None:
+            self._seconds_per_step = seconds / max(step, 1)
+        elif step > self._previous[0]:
+            pace = (seconds - self._previous[1]) / (step - self._previous[0])
+            keep = 0.8 if record["stage"] == self._stage else 0.0
+            self._seconds_per_step = keep * self._seconds_per_step + (1 - keep) * pace
+        self._previous, self._stage = (step, seconds), str(record["stage"])
+        return self._seconds_per_step * (n_steps - step)
+
+
+def describe_record(record: Mapping[str, Any]) -> str:
+    """Stage, temperature, loss, ESS and populations in one short line."""
+    temperature = record["temperature"]
+    parts = [f"{temperature:.0f} K" if temperature > 20 else f"heat {temperature:.2f}"]
+    parts += [f"loss {record['loss']:.3g}", f"ESS {record['ess_fraction']:.0%}"]
+    parts += [f"{name} {population:.2%}" for name, population in record["populations"].items()]
+    return f"{record['stage']:<10} " + ", ".join(parts)
+
+
+def format_duration(seconds: float) -> str:
+    """Short text such as "45 s", "3 min 20 s" or "2 h 05 min"."""
+    if seconds != seconds:
+        return "? s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _new_bar(n_steps: int, initial: int) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm warns where ipywidgets is missing, and then shows a text bar
+        from tqdm.auto import tqdm
+
+        layout = "{percentage:3.0f}%|{bar:20}| {desc}"
+        return tqdm(total=n_steps, initial=initial, bar_format=layout, dynamic_ncols=True, mininterval=0.5)
+
+
+def can_show_bar() -> bool:
+    """Whether standard error is a terminal, or this is a notebook."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        return True
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None and "ipykernel" in sys.modules else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

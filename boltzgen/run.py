@@ -1,0 +1,306 @@
+"""The whole way from a PDB file to a free energy, as a function: what ``boltzgen run`` does."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from openmm import unit
+
+from boltzgen import manifest, reference_run
+from boltzgen.answer import final_verdict, format_answer, recheck_energies, result_values
+from boltzgen.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from boltzgen.collective_variables import parse_basin
+from boltzgen.comparison import compare
+from boltzgen.energy import CompiledPotential
+from boltzgen.energy import potential as choose_potential
+from boltzgen.energy.base import Potential
+from boltzgen.ensemble import Ensemble
+from boltzgen.generator import BoltzmannGenerator
+from boltzgen.generator_description import rebuild
+from boltzgen.interrupts import Interrupts, RunInterrupted
+from boltzgen.molecule import Molecule
+from boltzgen.output_files import OutputFolder, write_bytes, write_json
+from boltzgen.progress import Progress, can_show_bar
+from boltzgen.report import write_report
+from boltzgen.run_options import RunOptions, choose_basins, choose_device
+from boltzgen.sampling import SamplingRun
+from boltzgen.schedules import Schedule, make_schedule, parse_budget
+from boltzgen.training import History, Training
+
+__all__ = ["CHECKPOINT", "PreparedRun", "RunOptions", "RunResult", "execute", "prepare", "run"]
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pt"
+# torch.compile takes 10-40 s; below this many evaluations it does not pay on a CPU. It is decided once, not during the
+# training, so that a resumed training computes the very same numbers.
+COMPILE_FROM = 10_000_000
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class PreparedRun:
+    """A run that has passed every check of its input and can start."""
+
+    options: RunOptions
+    folder: OutputFolder
+    molecule: Molecule
+    basins: dict[str, str]
+    schedule: Schedule
+    generator: BoltzmannGenerator
+    training: Training
+    started: float
+    seconds_before: float = 0.0
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / CHECKPOINT
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run made.
+
+    Attributes
+    ----------
+    folder : Path
+        Where its files are.
+    values : dict
+        As in ``result.json``.
+    generator, ensemble, history, reference :
+        The trained generator, its samples, the training, and the reference samples if there are any.
+    """
+
+    folder: Path
+    values: dict[str, Any]
+    generator: BoltzmannGenerator
+    ensemble: Ensemble
+    history: History
+    reference: Ensemble | None
+
+    def __str__(self) -> str:
+        return format_answer(self.values)
+
+
+def run(options: RunOptions, say: Say | None = None) -> RunResult:
+    """Set up a molecule, train a generator on its energy, sample, and write the answer with all files.
+
+    Parameters
+    ----------
+    options : RunOptions
+    say : callable, optional
+        Gets messages for the user; they are logged if absent.
+
+    Raises
+    ------
+    BoltzgenError
+        If the input cannot be used, or the run fails.
+    RunInterrupted
+        After Ctrl-C during the training; the checkpoint is written.
+    """
+    return execute(prepare(options, say), say)
+
+
+def prepare(options: RunOptions, say: Say | None = None) -> PreparedRun:
+    """Check the input and build everything up to the first training step; see `run`."""
+    say, started = say or log.info, time.monotonic()
+    budget, device = parse_budget(options.budget), choose_device(options.device)
+    folder = OutputFolder(options.folder, options.resume)
+    checkpoint = load_checkpoint(folder / CHECKPOINT) if options.resume else None
+    molecule = _read_molecule(options)
+    say(molecule.report())
+    basins = choose_basins(options, molecule)
+    for name, expression in basins.items():
+        say(f"{'basin':<18}{name}: {expression}")
+    if not basins:
+        say("no basin is named and the molecule has no single phi: there will be no free-energy difference")
+    schedule = make_schedule(budget, molecule.temperature.value_in_unit(unit.kelvin))
+    identity = _identity(options, molecule, schedule)
+    if checkpoint is not None:
+        checkpoint.check(identity)
+    potential = choose_potential(molecule)
+    _decide_compilation(potential, schedule, device)
+    generator = _generator(options, molecule, potential, schedule, device, checkpoint)
+    folder.claim()
+    training = _training(generator, schedule, basins, folder / CHECKPOINT, identity)
+    if checkpoint is not None:
+        checkpoint.restore(training)
+        say(f"going on from step {training.step:,} of {training.n_steps:,}")
+    return PreparedRun(options, folder, molecule, basins, schedule, generator, training, started, training.seconds)
+
+
+def execute(prepared: PreparedRun, say: Say | None = None) -> RunResult:
+    """Train, sample, compare and write; see `run`."""
+    say = say or log.info
+    try:
+        _train(prepared, say)
+        return _answer(prepared, say)
+    finally:
+        prepared.folder.release()
+
+
+def _read_molecule(options: RunOptions) -> Molecule:
+    return Molecule.from_pdb(
+        options.pdb,
+        options.forcefield,
+        None if options.solvent == "none" else options.solvent,
+        options.temperature,
+        ph=options.ph,
+        variants=dict(options.variants) or None,
+    )
+
+
+def _identity(options: RunOptions, molecule: Molecule, schedule: Schedule) -> dict[str, Any]:
+    """What a checkpoint must share with a run that goes on from it, the readable differences first."""
+    return {
+        "force field": molecule.provenance.force_field,
+        "solvent": molecule.provenance.solvent,
+        "temperature": f"{molecule.temperature.value_in_unit(unit.kelvin):g} K",
+        "number of atoms": molecule.n_atoms,
+        "budget": schedule.budget,
+        "seed": options.seed,
+        "omega": options.omega,
+        "networks": str(schedule.config),
+        "System": molecule.system_hash,
+    }
+
+
+def _decide_compilation(potential: Potential, schedule: Schedule, device: torch.device) -> None:
+    if isinstance(potential, CompiledPotential):
+        potential.compile = schedule.evaluations >= COMPILE_FROM or device.type == "cuda"
+
+
+def _generator(
+    options: RunOptions,
+    molecule: Molecule,
+    potential: Potential,
+    schedule: Schedule,
+    device: torch.device,
+    checkpoint: Checkpoint | None,
+) -> BoltzmannGenerator:
+    if checkpoint is not None:
+        return rebuild(checkpoint.description, checkpoint.arrays, device, molecule, potential)
+    config = schedule.configure(options.omega)
+    return BoltzmannGenerator.for_molecule(molecule, potential, config=config, device=device, seed=options.seed)
+
+
+def _training(
+    generator: BoltzmannGenerator, schedule: Schedule, basins: dict[str, str], path: Path, identity: dict[str, Any]
+) -> Training:
+    return Training(
+        generator,
+        list(schedule.stages),
+        batch_size=schedule.batch_size,
+        basins={name: parse_basin(text, generator.molecule).contains for name, text in basins.items()},  # type: ignore[arg-type]
+        on_checkpoint=lambda training: _checkpoint(path, training, identity),
+    )
+
+
+def _checkpoint(path: Path, training: Training, identity: dict[str, Any]) -> None:
+    save_checkpoint(path, training, identity)
+
+
+def _train(prepared: PreparedRun, say: Say) -> None:
+    training = prepared.training
+    if training.step < training.n_steps:
+        left = (training.n_steps - training.step) * training.batch_size
+        say(f"training on {prepared.generator.device}: {left:,} energy evaluations, files in {prepared.folder.path}")
+    with Progress() as progress, Interrupts() as interrupts:
+        training.on_record = progress
+        training.run(stop=interrupts.requested)
+    if interrupts.received is not None and training.step < training.n_steps:
+        raise RunInterrupted(interrupts.received, prepared.checkpoint)
+
+
+def _answer(prepared: PreparedRun, say: Say) -> RunResult:
+    generator, folder, options = prepared.generator, prepared.folder, prepared.options
+    generator.save(folder / "model.safetensors")
+    _write_history(folder / "history.csv", prepared.training.history)
+    say(f"drawing {options.n_samples:,} samples")
+    ensemble = generator.sample(options.n_samples)
+    counts = generator.potential.counts.__getstate__()
+    ensemble.save(folder.path)
+    recheck = recheck_energies(ensemble, seed=options.seed)
+    free_energies = ensemble.free_energy(prepared.basins)
+    shipped = reference_run.shipped(prepared.molecule, prepared.basins)
+    sampled = _reference(prepared, say) if options.reference else None
+    comparison = None if sampled is None else compare(generator, ensemble, sampled, prepared.basins)
+    judged = final_verdict(ensemble, free_energies, comparison, shipped)
+    values = result_values(ensemble, free_energies, judged, comparison, shipped, recheck) | {
+        "energy_evaluations": counts["energy"],
+        "force_evaluations": counts["force"],
+        "recheck_evaluations": recheck.n,
+        "reference_evaluations": 0 if sampled is None else sampled.evaluations,
+        "wall_seconds": _wall_seconds(prepared),
+    }
+    reference = comparison.reference if comparison is not None else None
+    result = RunResult(folder.path, values, generator, ensemble, prepared.training.history, reference)
+    _write(prepared, result)
+    return result
+
+
+def _reference(prepared: PreparedRun, say: Say) -> SamplingRun:
+    say("running the reference: parallel tempering on the same energy")
+    sampled = reference_run.parallel_tempering(
+        prepared.generator, prepared.schedule, prepared.options.seed, progress=can_show_bar()
+    )
+    say(sampled.report())
+    return sampled
+
+
+def _wall_seconds(prepared: PreparedRun) -> float:
+    """Seconds of this session, and those that the training had used in earlier ones."""
+    return time.monotonic() - prepared.started + prepared.seconds_before
+
+
+def _write(prepared: PreparedRun, result: RunResult) -> None:
+    folder = prepared.folder
+    record = _manifest(prepared, result)
+    write_json(folder / "result.json", result.values)
+    write_json(folder / "manifest.json", record)
+    write_report(
+        folder / "report.html",
+        molecule=prepared.molecule,
+        ensemble=result.ensemble,
+        history=result.history,
+        result=result.values,
+        manifest=record,
+        reference=result.reference,
+    )
+
+
+def _manifest(prepared: PreparedRun, result: RunResult) -> dict[str, Any]:
+    keys = ("energy_evaluations", "force_evaluations", "recheck_evaluations", "reference_evaluations", "wall_seconds")
+    return {
+        "command": list(prepared.options.command),
+        "written": manifest.now(),
+        "versions": manifest.versions(),
+        "molecule": manifest.describe_molecule(prepared.molecule, Path(prepared.options.pdb)),
+        "basins": prepared.basins,
+        "generator": manifest.describe_training(prepared.generator, prepared.schedule),
+        "recheck_platform": result.values["openmm_recheck"]["platform"],
+        **{key: result.values[key] for key in keys},
+        "files": {
+            path.name: manifest.file_hash(path)
+            for path in sorted(prepared.folder.path.iterdir())
+            if path.suffix in (".safetensors", ".dcd", ".npz", ".pdb", ".json") and path.name != "manifest.json"
+        },
+    }
+
+
+def _write_history(path: Path, history: History) -> None:
+    table = history.table()
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(table)
+    writer.writerows(zip(*(column.tolist() for column in table.values()), strict=True))
+    write_bytes(path, text.getvalue().encode())

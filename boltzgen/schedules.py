@@ -1,0 +1,138 @@
+"""Budgets by name: how many energy evaluations a training spends, and on what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+
+from boltzgen.errors import BoltzgenError
+from boltzgen.flows.molecular import GeneratorConfig
+from boltzgen.training import Stage
+
+__all__ = ["PRESETS", "BudgetError", "Preset", "Schedule", "make_schedule", "parse_budget"]
+
+HOT_KELVIN = 1200.0  # every basin of a peptide is in easy reach
+FEWEST_EVALUATIONS = 10_000
+
+
+class BudgetError(BoltzgenError, ValueError):
+    """A budget is neither a known name nor a usable number."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a budget buys.
+
+    Attributes
+    ----------
+    evaluations : int
+        Energy evaluations of the training; the final samples come on top.
+    batch_size : int
+    hot, cooling : float
+        Shares of the training spent hot with reverse KL, and cooling with L2+; the rest refines at the target.
+    learning_rate, last_learning_rate : float
+        While hot and cooling, and at the end of the refinement.
+    reference_steps : int
+        Steps of each of the 512 walkers of parallel tempering, where a reference is asked for.
+    config : GeneratorConfig
+        Sizes of the networks.
+    """
+
+    evaluations: int
+    reference_steps: int
+    batch_size: int = 512
+    hot: float = 0.18
+    cooling: float = 0.52
+    learning_rate: float = 1e-3
+    last_learning_rate: float = 1e-5
+    config: GeneratorConfig = field(default_factory=GeneratorConfig)
+
+
+PRESETS = {
+    "quick": Preset(evaluations=900_000, reference_steps=10_000),
+    "standard": Preset(evaluations=4_500_000, reference_steps=40_000),
+    "thorough": Preset(evaluations=20_000_000, reference_steps=200_000),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The stages of one training.
+
+    Attributes
+    ----------
+    budget : str
+        A preset's name, or the number of evaluations.
+    """
+
+    budget: str
+    stages: tuple[Stage, ...]
+    batch_size: int
+    config: GeneratorConfig
+    reference_steps: int
+
+    @property
+    def n_steps(self) -> int:
+        return sum(stage.n_steps for stage in self.stages)
+
+    @property
+    def evaluations(self) -> int:
+        """Energy evaluations of the training."""
+        return self.n_steps * self.batch_size
+
+    def configure(self, omega: str) -> GeneratorConfig:
+        """Sizes of the networks, with the amide torsions treated as asked."""
+        return replace(self.config, omega=omega)
+
+
+def parse_budget(text: str | int) -> str | int:
+    """Read a budget: the name of a preset, or a number of energy evaluations such as 200000 or 2e6.
+
+    Raises
+    ------
+    BudgetError
+    """
+    if isinstance(text, str) and text.strip().lower() in PRESETS:
+        return text.strip().lower()
+    try:
+        number = float(text)
+    except ValueError:
+        close = get_close_matches(str(text), PRESETS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise BudgetError(
+            f"unknown budget {text!r}: {hint}choose {', '.join(PRESETS)}, or a number of energy evaluations"
+        ) from None
+    if not FEWEST_EVALUATIONS <= number <= 1e12:
+        raise BudgetError(f"a budget of {text} energy evaluations cannot be used: give {FEWEST_EVALUATIONS} or more")
+    return int(number)
+
+
+def make_schedule(budget: str | int, kelvin: float) -> Schedule:
+    """Stages for a budget at a target temperature.
+
+    A number of evaluations is spent as the largest preset within it would (the smallest, if none is).
+
+    Parameters
+    ----------
+    budget : str or int
+        As `parse_budget` returns it.
+    kelvin : float
+        Target temperature.
+    """
+    preset = PRESETS[budget] if isinstance(budget, str) else _nearest(budget)
+    evaluations = preset.evaluations if isinstance(budget, str) else budget
+    n_steps = evaluations // preset.batch_size
+    n_hot, n_cooling = round(preset.hot * n_steps), round(preset.cooling * n_steps)
+    heat, rate = max(HOT_KELVIN / kelvin, 1.0), preset.learning_rate
+    stages = (
+        Stage("hot", "reverse-kl", n_hot, heat, heat, rate, rate),
+        Stage("cooling", "l2+", n_cooling, heat, 1.0, rate, rate),
+        Stage("refinement", "l2+", n_steps - n_hot - n_cooling, 1.0, 1.0, rate, preset.last_learning_rate),
+    )
+    reference_steps = round(preset.reference_steps * evaluations / preset.evaluations)
+    return Schedule(str(budget), stages, preset.batch_size, preset.config, max(reference_steps, 1000))
+
+
+def _nearest(evaluations: int) -> Preset:
+    within = [preset for preset in PRESETS.values() if preset.evaluations <= evaluations]
+    return max(within, key=lambda preset: preset.evaluations) if within else PRESETS["quick"]
