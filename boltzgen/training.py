@@ -76,7 +76,8 @@ class History:
     """What was seen during a training, one record now and then.
 
     Each record holds ``stage``, ``step``, ``temperature`` (K, or heat where there is no molecule), ``loss``,
-    ``ess_fraction``, ``energy_evaluations``, ``seconds`` and ``populations`` (reweighted, by basin).
+    ``ess_fraction``, ``energy_evaluations``, ``seconds`` and ``populations`` (by basin). ESS and populations are those
+    of the last batches, weighted at the temperature of their step: following them costs no evaluation.
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -207,7 +208,7 @@ class Training:
                 f"step {self.step}: only {len(energy)} of {self.batch_size} samples have a finite energy; "
                 "start from a structure without clashes, or hotter"
             )
-        self._remember(positions.detach()[valid], energy.detach(), log_q.detach())
+        self._remember(positions.detach()[valid], -energy.detach() / kT - log_q.detach())
         loss = loss_kind.function(-soft_cap(energy / kT), log_q)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -236,8 +237,7 @@ class Training:
             for parameter, average in zip(self.generator.flow.parameters(), self.average, strict=True):
                 parameter.copy_(average)
 
-    def _remember(self, positions: Tensor, energy: Tensor, log_q: Tensor) -> None:
-        log_weights = -energy / self.generator.kT - log_q
+    def _remember(self, positions: Tensor, log_weights: Tensor) -> None:
         inside = {name: predicate(positions) for name, predicate in self.basins.items()}
         self._recent.append((log_weights, inside))
 

@@ -1,0 +1,77 @@
+"""Diagnostics against distributions for which the answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from boltzgen.diagnostics import (
+    coverage,
+    effective_sample_fraction,
+    forward_ess_fraction,
+    log_z_bar,
+    normalized_weights,
+    pareto_k,
+    verdict,
+)
+
+
+def gaussian_log_weights(n, sigma, rng, log_z=0.0):
+    """log p~ - log q for q = N(0, 1) and p = N(0, sigma^2), with p~ = Z p."""
+    x = rng.standard_normal(n)
+    return x, log_z - 0.5 * x**2 / sigma**2 - math.log(sigma) + 0.5 * x**2
+
+
+def test_ess_of_a_narrower_target_is_the_analytic_one():
+    _, log_weights = gaussian_log_weights(400_000, 0.8, np.random.default_rng(0))
+    # E[w^2] = 1 / (s sqrt(2 - s^2)) for s < sqrt(2)
+    assert effective_sample_fraction(log_weights) == pytest.approx(0.8 * math.sqrt(2 - 0.64), rel=0.01)
+
+
+def test_weights_of_zero_count_and_all_zero_is_an_error():
+    weights = normalized_weights(np.array([0.0, -np.inf, 0.0]))
+    np.testing.assert_allclose(weights, [0.5, 0, 0.5])
+    assert effective_sample_fraction(np.array([0.0, -np.inf, 0.0])) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="infinite energy"):
+        normalized_weights(np.array([-np.inf, -np.inf]))
+
+
+@pytest.mark.parametrize("shape", [0.2, 0.5, 0.9])
+def test_pareto_k_finds_the_shape_of_a_pareto_tail(shape):
+    rng = np.random.default_rng(1)
+    values = [pareto_k(shape * rng.standard_exponential(50_000)) for _ in range(10)]  # w = u^-k is Pareto
+    assert np.mean(values) == pytest.approx(shape, abs=0.06)
+
+
+def test_bar_log_z_from_biased_generator():
+    rng = np.random.default_rng(2)
+    sigma, log_z = 0.7, 5.0
+    _, generated = gaussian_log_weights(20_000, sigma, rng, log_z)
+    x = sigma * rng.standard_normal(5_000)
+    reference = log_z - 0.5 * x**2 / sigma**2 - math.log(sigma) + 0.5 * x**2
+    ones = np.ones(5_000)
+    assert log_z_bar(generated, reference, ones) == pytest.approx(log_z, abs=0.02)
+    assert forward_ess_fraction(reference, ones, log_z) == pytest.approx(sigma * math.sqrt(2 - sigma**2), abs=0.02)
+
+
+def test_coverage_shows_a_half_missed_basin_that_the_mean_ratio_hides():
+    """q is twice p on half of the basin and zero on the other half: Q(A)/P(A) = 1, coverage 1/2."""
+    log_ratio = np.where(np.arange(1000) < 500, math.log(2), -np.inf)
+    result = coverage(log_ratio, np.ones(1000, bool), np.ones(1000))
+    assert result.population_ratio == pytest.approx(1)
+    assert result.coverage == pytest.approx(0.5)
+    assert math.isnan(coverage(log_ratio, np.zeros(1000, bool), np.ones(1000)).coverage)
+
+
+def test_verdicts():
+    rng = np.random.default_rng(3)
+    _, good = gaussian_log_weights(20_000, 0.9, rng)
+    assert verdict(good).verdict == "consistent; missing modes not checked"
+    assert verdict(good, n_defects=1).verdict == "do not use"
+    heavy = 1.2 * rng.standard_exponential(20_000)
+    assert verdict(heavy).verdict == "do not use"
+    covered = coverage(np.zeros(100), np.ones(100, bool), np.ones(100))
+    missed = coverage(np.full(100, -9.0), np.ones(100, bool), np.ones(100))
+    assert verdict(good, coverages={"A": covered}).verdict == "usable"
+    assert verdict(good, coverages={"A": covered, "B": missed}).verdict == "do not use"
+    assert verdict(good, coverages={"A": covered}, disagreement="ΔF differs").verdict == "do not use"

@@ -1,0 +1,171 @@
+"""Flows: every density against the autograd Jacobian, round trips, chirality, seeds."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from boltzgen.flows.couplings import StiffFlow, TorsionFlow
+from boltzgen.flows.splines import circular_spline, circular_spline_inverse, n_spline_parameters
+from boltzgen.generator import BoltzmannGenerator
+
+SIZES = {"n_layers": 4, "n_hidden": 16}
+
+
+def roughened(module, scale=0.3, seed=0):
+    """The module in float64 with random weights, far from the identity."""
+    rng = torch.Generator().manual_seed(seed)
+    module = module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=rng, dtype=torch.float64))
+    return module
+
+
+def test_spline_with_zero_parameters_is_the_identity():
+    angle = torch.linspace(-3.1, 3.1, 50).unsqueeze(1)
+    value, log_derivative = circular_spline(angle, torch.zeros(50, 1, n_spline_parameters(8)))
+    torch.testing.assert_close(value, angle)
+    torch.testing.assert_close(log_derivative, torch.zeros_like(angle), rtol=0, atol=1e-6)
+
+
+def test_spline_is_a_smooth_bijection_of_the_circle():
+    rng = torch.Generator().manual_seed(3)
+    parameters = torch.randn(1, 1, n_spline_parameters(8), generator=rng, dtype=torch.float64)
+    angle = (torch.arange(4000, dtype=torch.float64).unsqueeze(1) + 0.5) / 4000 * 2 * math.pi - math.pi
+    angle.requires_grad_(True)
+    value, log_derivative = circular_spline(angle, parameters.expand(4000, 1, -1))
+    (slope,) = torch.autograd.grad(value.sum(), angle)
+    torch.testing.assert_close(slope.log(), log_derivative)
+    # it covers the circle once: the mean slope is one; and the slope is continuous through the seam
+    assert float(slope.mean()) == pytest.approx(1, abs=1e-4)
+    assert float((slope[0] - slope[-1]).abs()) < 0.01
+    back, log_inverse = circular_spline_inverse(value, parameters.expand(4000, 1, -1))
+    turned = torch.remainder(back - angle + math.pi, 2 * math.pi) - math.pi
+    assert float(turned.abs().max()) < 1e-9
+    torch.testing.assert_close(log_inverse, -log_derivative, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("n_context", [0, 3])
+@pytest.mark.parametrize("kind", [TorsionFlow, StiffFlow])
+def test_conditional_flow_against_autograd(kind, n, n_context):
+    extra = {"n_bins": 6, "n_harmonics": 2} if kind is TorsionFlow else {}
+    flow = roughened(kind(n, n_context, **SIZES, **extra))
+    rng = torch.Generator().manual_seed(0)
+    base = flow.sample_base(6, torch.zeros((), dtype=torch.float64), rng)
+    context = torch.randn(6, n_context, generator=rng, dtype=torch.float64)
+    value, log_det = flow(base, context)
+    back, log_det_back = flow.inverse(value, context)
+    torch.testing.assert_close(back, base, rtol=0, atol=1e-8)
+    torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-8)
+    for row in range(3):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda z, row=row: flow(z[None], context[row : row + 1])[0][0], base[row]
+        )
+        assert abs(float(torch.linalg.slogdet(jacobian).logabsdet - log_det[row])) < 1e-8
+    assert float(log_det.abs().max()) > 0.01  # the test would be empty for the identity
+
+
+def test_no_torsions_is_a_working_special_case():
+    flow = TorsionFlow(0, 2, **SIZES, n_bins=6, n_harmonics=2)
+    value, log_det = flow(torch.empty(4, 0), torch.zeros(4, 2))
+    assert value.shape == (4, 0)
+    assert not log_det.any()
+
+
+@pytest.fixture(scope="module")
+def rough_generator(dipeptide, potential):
+    generator = BoltzmannGenerator.for_molecule(dipeptide, potential, seed=5)
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in generator.flow.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=rng))
+    return generator
+
+
+def test_log_prob_is_the_density_returned_with_the_sample(rough_generator):
+    positions, log_q = rough_generator.sample_and_log_prob(10_000)
+    with torch.no_grad():
+        again = rough_generator.log_prob(positions)
+    assert float((log_q - again).abs().max()) < 1e-3
+
+
+def test_log_prob_in_float64(rough_generator, dipeptide, potential):
+    generator = BoltzmannGenerator.for_molecule(dipeptide, potential, dtype=torch.float64)
+    generator.flow.load_state_dict(rough_generator.flow.state_dict())
+    positions, log_q = generator.sample_and_log_prob(10_000)
+    with torch.no_grad():
+        again = generator.log_prob(positions)
+    assert float((log_q - again).abs().max()) < 1e-9
+
+
+def test_all_atom_log_det_against_autograd(rough_generator):
+    """log q of internal coordinates by the Jacobian of the whole map from base variables, float64."""
+    flow = rough_generator.flow.double()
+    try:
+        recorded = _replayed(flow, torch.Generator().manual_seed(2))
+        assert recorded < 1e-8
+    finally:
+        flow.float()
+
+
+def _replayed(flow, rng):
+    n = flow.internal.n_coordinates
+    like = flow.bounded.centre
+    pieces = [
+        part.sample_base(1, like, rng)
+        for part in (flow.heavy.torsions, flow.heavy.stiff, flow.hydrogens.torsions, flow.hydrogens.stiff)
+    ]
+    sizes = [piece.shape[1] for piece in pieces]
+
+    def internal_of(base):
+        u, z, hu, hz = base[None].split(sizes, dim=-1)
+        nothing = base.new_empty(1, 0)
+        torsions, _ = flow.heavy.torsions(u, nothing)
+        stiff, _ = flow.heavy.stiff(z, flow.heavy._stiff_context(torsions, nothing))
+        given = flow.heavy.features(torsions, stiff)
+        more, _ = flow.hydrogens.torsions(hu, given)
+        more_stiff, _ = flow.hydrogens.stiff(hz, flow.hydrogens._stiff_context(more, given))
+        values, _ = flow.bounded(torch.cat([stiff, more_stiff], dim=-1))
+        return torch.cat([torsions, more, values], dim=-1)[:, flow._scatter][0]
+
+    base = torch.cat(pieces, dim=-1)[0]
+    jacobian = torch.autograd.functional.jacobian(internal_of, base)
+    assert jacobian.shape == (n, n)
+    log_base = -(sizes[0] + sizes[2]) * math.log(2 * math.pi) - 0.5 * sum(
+        float((p.square() + math.log(2 * math.pi)).sum()) for p in (pieces[1], pieces[3])
+    )
+    expected = log_base - float(torch.linalg.slogdet(jacobian).logabsdet)
+    with torch.no_grad():
+        log_q = float(flow.log_prob_internal(internal_of(base)[None]))
+    return abs(log_q - expected)
+
+
+def test_chirality_and_amides_never_change(rough_generator, dipeptide):
+    positions, _ = rough_generator.sample_and_log_prob(2000)
+    index = {dipeptide.atom_names[i]: i for i in range(6, 16)}
+    n, ca, c, cb = (positions[:, index[name]] for name in ("N", "CA", "C", "CB"))
+    volume = (torch.linalg.cross(n - ca, c - ca, dim=-1) * (cb - ca)).sum(-1)
+    assert bool((volume > 0).all())  # L-alanine
+    from boltzgen.collective_variables import parse_basin
+
+    for omega in ("omega[1]", "omega[2]"):
+        assert not np.asarray(parse_basin(f"-90 < {omega} < 90", dipeptide).contains(positions.numpy())).any()
+
+
+def test_positions_outside_the_domain_have_no_density(rough_generator):
+    positions, _ = rough_generator.sample_and_log_prob(4)
+    mirrored = positions * torch.tensor([1.0, 1.0, -1.0])
+    with torch.no_grad():
+        assert bool((rough_generator.log_prob(mirrored) == -torch.inf).all())
+    assert not bool(rough_generator.flow.contains(mirrored).any())
+    assert bool(rough_generator.flow.contains(positions).all())
+
+
+def test_seed_decides_weights_and_samples(dipeptide, potential):
+    first, second, other = (BoltzmannGenerator.for_molecule(dipeptide, potential, seed=s) for s in (7, 7, 8))
+    a, b, c = (g.sample_and_log_prob(16)[0] for g in (first, second, other))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
