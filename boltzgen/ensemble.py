@@ -156,7 +156,7 @@ class Ensemble:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _atomic(folder / "topology.pdb", lambda path: trajectory[0].save_pdb(str(path)))
-            _atomic(folder / "samples.dcd", lambda path: trajectory.save_dcd(str(path)))
+            _atomic(folder / "samples.dcd", lambda path: _save_dcd(trajectory, path))
             arrays = {"log_weights": self.log_weights, "energies_kJ_per_mol": self.energies, "log_q": self.log_q}
             present = {name: values for name, values in arrays.items() if values is not None}
             _atomic(folder / "weights.npz", lambda path: np.savez_compressed(path, **present))
@@ -173,6 +173,15 @@ class Ensemble:
         molecule = "" if self.molecule is None else f" of {self.molecule!r}"
         bad = f", {self.n_defects} defects" if self.n_defects else ""
         return f"<Ensemble: {len(self):,} samples{molecule}, ESS {self.ess_fraction:.1%}, Pareto k {self.pareto_k:.2f}{bad}>"
+
+
+def _save_dcd(trajectory: Any, path: Path) -> None:
+    try:
+        trajectory.save_dcd(str(path))
+    except TypeError as error:  # how a failed write comes out of mdtraj 1.11
+        raise OSError("the trajectory could not be written; is the disk full?") from error
+    if path.stat().st_size < trajectory.n_frames * 3 * (4 * trajectory.n_atoms + 8):
+        raise OSError("the trajectory is incomplete; is the disk full?")
 
 
 def _atomic(path: Path, write: Any) -> None:
