@@ -75,7 +75,9 @@ def compare(
     BoltzgenError
         If no reference sample lies in the generator's domain.
     """
-    reference = sampled.ensemble
+    reference, molecule = sampled.ensemble, generated.molecule
+    if molecule is None:
+        raise BoltzgenError("only ensembles of molecules can be compared")
     inside = inside_domain(generator, reference.positions)
     share_outside = float(reference.weights[~inside].sum())
     if not inside.any():
@@ -86,7 +88,7 @@ def compare(
     log_z = log_z_bar(generated.log_weights, log_weights, kept.weights)
     coverages = {}
     for name, expression in basins.items():
-        within = np.asarray(parse_basin(expression, generator.molecule).contains(kept.positions))
+        within = np.asarray(parse_basin(expression, molecule).contains(kept.positions))
         for label, chosen in ((name, within), (f"not {name}", ~within)):
             coverages[label] = coverage(log_z - log_weights, chosen, kept.weights)
     forward = forward_ess_fraction(log_weights, kept.weights, log_z)

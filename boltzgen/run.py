@@ -264,8 +264,8 @@ def _wall_seconds(prepared: PreparedRun) -> float:
 
 def _write(prepared: PreparedRun, result: RunResult) -> None:
     folder = prepared.folder
-    record = _manifest(prepared, result)
     write_json(folder / "result.json", result.values)
+    record = _manifest(prepared, result)
     write_json(folder / "manifest.json", record)
     write_report(
         folder / "report.html",

@@ -38,3 +38,20 @@ def generator(dipeptide, potential):
     from boltzgen.generator import BoltzmannGenerator
 
     return BoltzmannGenerator.for_molecule(dipeptide, potential, seed=0)
+
+
+@pytest.fixture(scope="session")
+def finished_run(alanine_dipeptide_pdb, tmp_path_factory):
+    """A whole `boltzgen run` on a tiny budget: exit code, folder, standard output and standard error."""
+    import contextlib
+    import io
+    from types import SimpleNamespace
+
+    from boltzgen.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "nested" / "run"
+    out, err = io.StringIO(), io.StringIO()
+    words = ["run", str(alanine_dipeptide_pdb), "--budget", "20000", "--seed", "1", "--out", str(folder)]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(words)
+    return SimpleNamespace(code=code, folder=folder, out=out.getvalue(), err=err.getvalue(), words=words)

@@ -1,0 +1,176 @@
+"""Checkpoints: going on is the same as never having stopped; everything that does not belong is refused."""
+
+import errno
+import os
+import pickle
+import resource
+import shutil
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from boltzgen import run as run_module
+from boltzgen.checkpoints import load_checkpoint, save_checkpoint
+from boltzgen.errors import CheckpointError, OutputError
+from boltzgen.interrupts import Interrupts, RunInterrupted
+from boltzgen.model_file import load_generator
+from boltzgen.output_files import OutputFolder, write_bytes, write_json
+from boltzgen.progress import Progress
+from boltzgen.run import RunOptions, execute, prepare
+from boltzgen.schedules import make_schedule
+from boltzgen.training import Stage, Training
+
+
+@pytest.fixture
+def options(finished_run, alanine_dipeptide_pdb, tmp_path):
+    """The options of the finished run, for another folder."""
+    return RunOptions(alanine_dipeptide_pdb, budget=20_000, seed=1, out=tmp_path / "run", n_samples=4096)
+
+
+@pytest.fixture
+def resumable(finished_run, options):
+    """A folder that holds the checkpoint of the finished run, and options to go on from it."""
+    options.folder.mkdir()
+    shutil.copy(finished_run.folder / "checkpoint.pt", options.folder)
+    return replace(options, resume=True)
+
+
+def parameters(generator):
+    return {name: value.clone() for name, value in generator.flow.state_dict().items()}
+
+
+def test_interrupted_and_resumed_is_the_same_to_the_last_bit(options, finished_run, monkeypatch):
+    class SignalAtFirstRecord(Progress):
+        def __call__(self, record, training):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run_module, "Progress", SignalAtFirstRecord)
+    with pytest.raises(RunInterrupted) as stop:
+        execute(prepare(options))
+    assert stop.value.signal_number == signal.SIGTERM
+    assert [path.name for path in options.folder.iterdir()] == ["checkpoint.pt"]
+    checkpoint = load_checkpoint(stop.value.checkpoint)
+    assert 0 < checkpoint.step < make_schedule(options.budget, options.temperature).n_steps
+
+    monkeypatch.setattr(run_module, "Progress", Progress)
+    result = execute(prepare(replace(options, resume=True)))
+    whole = load_generator(finished_run.folder / "model.safetensors")
+    for name, value in parameters(result.generator).items():
+        assert torch.equal(value, whole.flow.state_dict()[name]), name
+    log_q = np.load(finished_run.folder / "weights.npz")["log_q"][:4096]
+    assert np.array_equal(result.ensemble.log_q, log_q)
+    evaluations = load_checkpoint(finished_run.folder / "checkpoint.pt").training["counts"]
+    assert result.values["energy_evaluations"] == evaluations["energy"] + 4096
+    assert result.values["force_evaluations"] == evaluations["force"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 2}, ["seed is 1 there and 2 here"]),
+        ({"budget": 30_000}, ["budget is 20000 there and 30000 here"]),
+        ({"temperature": 310.0}, ["temperature is 300 K there and 310 K here"]),
+        ({"forcefield": "amber96"}, ["force field is charmm36m there and amber96 here"]),
+    ],
+)
+def test_another_run_is_refused_with_the_difference(resumable, change, words):
+    with pytest.raises(CheckpointError) as error:
+        prepare(replace(resumable, **change))
+    assert all(word in str(error.value) for word in words), error.value
+    assert [path.name for path in resumable.folder.iterdir()] == ["checkpoint.pt"]
+
+
+def test_full_disk_leaves_a_usable_checkpoint(resumable):
+    prepared = prepare(replace(resumable, n_samples=100_000))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    room = (resumable.folder / "checkpoint.pt").stat().st_size + 100_000
+    assert room < 100_000 * 3 * (4 * 22 + 8)  # the trajectory must not fit
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(OutputError, match=r"full|large"):
+            execute(prepared)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    names = {path.name for path in resumable.folder.iterdir()}
+    assert not names & {"samples.dcd", "result.json", "manifest.json", "report.html"}
+    assert not [name for name in names if "part" in name]
+    assert load_checkpoint(resumable.folder / "checkpoint.pt").step == prepared.training.n_steps
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, ("exploded",))
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "pickle", "bomb", "other", "version"])
+def test_damaged_or_foreign_files_are_refused(finished_run, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    good = (finished_run.folder / "checkpoint.pt").read_bytes()
+    content = {"empty": b"", "text": b"not a checkpoint", "truncated": good[: len(good) // 2]}
+    if kind in content:
+        path.write_bytes(content[kind])
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(Bomb()))
+    elif kind == "bomb":
+        torch.save({"format": "boltzgen training", "bomb": Bomb()}, path)
+    elif kind == "other":
+        torch.save({"weights": torch.zeros(3)}, path)
+    elif kind == "version":
+        torch.save({"format": "boltzgen training", "format_version": 99, "boltzgen_version": "9.0"}, path)
+    with pytest.raises(CheckpointError, match=r"checkpoint"):
+        load_checkpoint(path)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_other_stages_are_refused(generator, finished_run, tmp_path):
+    training = Training(generator, [Stage("hot", "reverse-kl", 1)])
+    with pytest.raises(CheckpointError, match=r"stages"):
+        load_checkpoint(finished_run.folder / "checkpoint.pt").restore(training)
+
+
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch, generator):
+    path = tmp_path / "checkpoint.pt"
+    training = Training(generator, [Stage("hot", "reverse-kl", 1)])
+    save_checkpoint(path, training, {"seed": 0})
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        save_checkpoint(path, training, {"seed": 1})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert load_checkpoint(path).identity == {"seed": 0}
+
+
+def test_second_signal_stops_at_once():
+    previous = signal.getsignal(signal.SIGINT)
+    with Interrupts() as interrupts:
+        assert not interrupts.requested()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.requested()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is previous
+
+
+def test_json_never_holds_nan(tmp_path):
+    path = write_json(tmp_path / "a.json", {"x": float("nan"), "y": [np.float64("inf"), 1.5], "z": {"w": -np.inf}})
+    assert "".join(path.read_text().split()) == '{"x":null,"y":[null,1.5],"z":{"w":null}}'
+
+
+def test_folder_is_removed_only_while_empty(tmp_path):
+    folder = OutputFolder(tmp_path / "a" / "b")
+    folder.claim()
+    folder.release()
+    assert list(tmp_path.iterdir()) == []
+    folder.claim()
+    write_bytes(folder / "x", b"1")
+    folder.release()
+    assert (tmp_path / "a" / "b" / "x").read_bytes() == b"1"
