@@ -65,4 +65,4 @@ class Interrupts:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-        log.warning("finishing this step and writing the checkpoint; Ctrl-C again stops at once")
+        log.warning("finishing this step; Ctrl-C again stops at once")

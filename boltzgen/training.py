@@ -25,6 +25,7 @@ from boltzgen.losses import LOSSES
 
 if TYPE_CHECKING:
     from boltzgen.generator import BoltzmannGenerator
+    from boltzgen.molecule import Molecule
 
 __all__ = ["History", "Stage", "Training", "anneal", "finetune"]
 
@@ -110,8 +111,8 @@ class Training:
     generator : BoltzmannGenerator
     stages : list of Stage
     batch_size : int
-    basins : {name: predicate}, optional
-        Populations to follow: functions of positions (B, N, 3) to bool (B,).
+    basins : {name: expression or predicate}, optional
+        Populations to follow: such as "0 < phi < 150", or functions of positions (B, N, 3) to bool (B,).
     on_record : callable, optional
         Called with each record and this training.
     on_checkpoint : callable, optional
@@ -124,7 +125,7 @@ class Training:
         stages: list[Stage],
         *,
         batch_size: int = 512,
-        basins: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        basins: Mapping[str, str | Callable[[Tensor], Tensor]] | None = None,
         record_every: int = 25,
         on_record: Callable[[dict[str, Any], Training], None] | None = None,
         on_checkpoint: Callable[[Training], None] | None = None,
@@ -136,7 +137,7 @@ class Training:
         self.generator = generator
         self.stages = stages
         self.batch_size = batch_size
-        self.basins = dict(basins or {})
+        self.basins = {name: _predicate(basin, generator.molecule) for name, basin in (basins or {}).items()}
         self.record_every = record_every
         self.on_record = on_record
         self.on_checkpoint = on_checkpoint
@@ -327,11 +328,11 @@ def anneal(
     budget : int
         Energy evaluations to spend.
     options :
-        Passed to `Training`.
+        Passed to `Training`. Progress is shown unless ``on_record`` is given.
     """
     heat = _heat(generator, t_start)
     n_steps = max(budget // options.get("batch_size", 512), 2)
-    return Training(generator, annealing_stages(heat, n_steps), **options).run()
+    return _run_shown(Training(generator, annealing_stages(heat, n_steps), **options))
 
 
 def finetune(generator: BoltzmannGenerator, loss: str = "l2+", budget: int = 1_000_000, **options: Any) -> History:
@@ -345,7 +346,17 @@ def finetune(generator: BoltzmannGenerator, loss: str = "l2+", budget: int = 1_0
         Energy evaluations to spend.
     """
     n_steps = max(budget // options.get("batch_size", 512), 1)
-    return Training(generator, [refinement_stage(n_steps, loss)], **options).run()
+    return _run_shown(Training(generator, [refinement_stage(n_steps, loss)], **options))
+
+
+def _run_shown(training: Training) -> History:
+    """Run with a progress display; Ctrl-C ends the training early and leaves a usable generator."""
+    from boltzgen.interrupts import Interrupts
+    from boltzgen.progress import Progress
+
+    with Progress() as progress, Interrupts() as interrupts:
+        training.on_record = training.on_record or progress
+        return training.run(stop=interrupts.requested)
 
 
 def annealing_stages(heat: float, n_steps: int) -> list[Stage]:
@@ -360,6 +371,16 @@ def annealing_stages(heat: float, n_steps: int) -> list[Stage]:
 def refinement_stage(n_steps: int, loss: str = "l2+") -> Stage:
     """Refinement at the target temperature with a falling learning rate."""
     return Stage("refinement", loss, n_steps, learning_rate_end=1e-5)
+
+
+def _predicate(basin: str | Callable[[Tensor], Tensor], molecule: Molecule | None) -> Callable[[Tensor], Tensor]:
+    if not isinstance(basin, str):
+        return basin
+    if molecule is None:
+        raise ValueError(f"the basin {basin!r} needs a molecule; give a function of the samples instead")
+    from boltzgen.collective_variables import parse_basin
+
+    return parse_basin(basin, molecule).contains
 
 
 def _heat(generator: BoltzmannGenerator, temperature: unit.Quantity | float) -> float:
