@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ import torch
 
 from boltzgen import __version__
 from boltzgen.energy import CompiledPotential
+from boltzgen.energy.read import fingerprint
 from boltzgen.ensemble import Ensemble
 from boltzgen.free_energy import BasinFreeEnergy
 from boltzgen.molecule import Molecule
@@ -105,6 +107,7 @@ def entry(estimate: BasinFreeEnergy, ensemble: Ensemble, outside: float, runs: l
         **estimate.to_dict(),
         "half_width_kT": estimate.half_width_kT,
         "frames": len(ensemble),
+        "frames_in_basin": estimate.n_in_basin,
         "groups": len(np.unique(ensemble.groups)),
         "ess_fraction_of_frames": ensemble.ess_fraction,
         "outside_domain": outside,
@@ -178,6 +181,7 @@ def collect(molecule: Molecule, runs: dict[str, dict[str, np.ndarray]], options:
     return {
         "system": "ACE-ALA-NME, CHARMM36m, vacuum (systems/alanine_dipeptide.pdb)",
         "system_hash": molecule.system_hash,
+        "fingerprint": fingerprint(molecule.system),
         "temperature_K": 300.0,
         "domain": "all amides trans (|omega| > 90 degrees), chirality and hydrogen labels of the structure",
         "method": "Langevin (BAOAB, hydrogens of 6 amu) under a static bias on (phi, psi) learned by well-tempered "
@@ -245,7 +249,10 @@ def main() -> None:
     }
     summary = collect(molecule, runs, options)
     target = ROOT / "boltzgen" / "data" / f"{NAME}.json"
-    target.write_text(json.dumps(summary, indent=1) + "\n")
+    text = json.dumps(summary, indent=1)
+    # One row of the histogram a line instead of one number.
+    text = re.sub(r"\[([-+.\de,\s]+)\]", lambda match: "[" + " ".join(match[1].split()) + "]", text)
+    target.write_text(text + "\n")
     log.info("checks: %s", {k: summary["checks"][k] for k in ("starts", "half_time_step")})
     log.info("done: summary and frames written")
 

@@ -18,7 +18,7 @@ from boltzgen.energy.read import force_names
 from boltzgen.energy.verify import perturbed_frames
 from boltzgen.errors import PotentialError
 
-__all__ = ["OpenMMPotential"]
+__all__ = ["OpenMMPotential", "without_unused_maps"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class OpenMMPotential(BatchedPotential):
         if precision not in ("single", "mixed", "double"):
             raise PotentialError(f"precision must be 'single', 'mixed' or 'double', not {precision!r}")
         self.fallback_reason = ""  # why the System could not be compiled, if that was tried first
-        self._lean = _without_unused_maps(system)
+        self._lean = without_unused_maps(system)
         self._precision, self._device_index, self._threads = precision, device_index, threads
         self._frame = perturbed_frames(molecule.positions, 1)[0] if molecule.positions is not None else None
         self.platform, self._context = self._choose(platform)
@@ -182,7 +182,7 @@ class OpenMMPotential(BatchedPotential):
         return openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform), properties)
 
 
-def _without_unused_maps(system: openmm.System) -> openmm.System:
+def without_unused_maps(system: openmm.System) -> openmm.System:
     """A copy without the CMAP grids that no torsion uses; copying those makes up most of a call for CHARMM36m."""
     system = copy.deepcopy(system)
     for force in system.getForces():

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 import openmm
 from openmm import unit
 
-from boltzgen.energy.tables import MAX_PERIODICITY, Floats, TermTables, cosine_polynomial
+from boltzgen.energy.tables import MAX_PERIODICITY, Floats, TermTables, cosine_polynomial, merge
 from boltzgen.errors import PotentialError
 
-__all__ = ["force_names", "read_system"]
+__all__ = ["fingerprint", "force_names", "read_system"]
 
 # 1/(4 pi eps0) in kJ nm / (mol e^2), as OpenMM has it (ONE_4PI_EPS0 of SimTKOpenMMRealType.h).
 COULOMB = 138.93545764438198
@@ -77,6 +79,26 @@ def read_system(system: openmm.System) -> dict[str, TermTables]:
             raise PotentialError(f"{name} uses periodic boundary conditions; only isolated molecules can be compiled")
         tables[name] = _READERS[kind](force, name)
     return tables
+
+
+def fingerprint(system: openmm.System) -> str:
+    """Hash of all terms and parameters, in atom order, to nine digits.
+
+    Unlike a hash of the serialized System it does not change with the version of OpenMM, nor with unused parameters.
+
+    Raises
+    ------
+    PotentialError
+        The System cannot be read.
+    """
+    digest = hashlib.sha256(str(system.getNumParticles()).encode())
+    merged = merge(read_system(system).values())
+    for spec in fields(TermTables):
+        for array in (
+            np.atleast_1d(getattr(merged, spec.name)) if spec.name != "cmap_energies" else merged.cmap_energies
+        ):
+            digest.update(f"{spec.name} {' '.join(f'{v:.9g}' for v in np.ravel(array) + 0.0)};".encode())
+    return digest.hexdigest()
 
 
 def _value(quantity: object, of: unit.Unit) -> float:

@@ -1,5 +1,6 @@
 """Reference samplers: parallel tempering, and sampling under a flattening bias."""
 
+from boltzgen.sampling.domain import domain_of
 from boltzgen.sampling.flattened import (
     BiasedEnergy,
     TorsionBias,
@@ -9,18 +10,26 @@ from boltzgen.sampling.flattened import (
     torsion_angles,
 )
 from boltzgen.sampling.langevin import BatchedLangevin
+from boltzgen.sampling.openmmtools_tempering import openmmtools_tempering
 from boltzgen.sampling.parallel_tempering import ReplicaExchange, parallel_tempering
+from boltzgen.sampling.reference import Reference, ReferenceSummary, reference, shipped_reference
 from boltzgen.sampling.run import SamplingRun
 
 __all__ = [
     "BatchedLangevin",
     "BiasedEnergy",
+    "Reference",
+    "ReferenceSummary",
     "ReplicaExchange",
     "SamplingRun",
     "TorsionBias",
+    "domain_of",
     "flattened_sampling",
     "heavy_hydrogens",
     "learn_bias",
+    "openmmtools_tempering",
     "parallel_tempering",
+    "reference",
+    "shipped_reference",
     "torsion_angles",
 ]
