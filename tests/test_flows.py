@@ -47,12 +47,17 @@ def test_spline_is_a_smooth_bijection_of_the_circle():
     torch.testing.assert_close(log_inverse, -log_derivative, rtol=0, atol=1e-8)
 
 
+def build(kind, n, n_context):
+    if kind is TorsionFlow:
+        return TorsionFlow(n, n_context, **SIZES, n_bins=6, n_harmonics=2)
+    return StiffFlow(n, torch.tril_indices(n, n, -1), n_context, **SIZES)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 @pytest.mark.parametrize("n_context", [0, 3])
 @pytest.mark.parametrize("kind", [TorsionFlow, StiffFlow])
 def test_conditional_flow_against_autograd(kind, n, n_context):
-    extra = {"n_bins": 6, "n_harmonics": 2} if kind is TorsionFlow else {}
-    flow = roughened(kind(n, n_context, **SIZES, **extra))
+    flow = roughened(build(kind, n, n_context))
     rng = torch.Generator().manual_seed(0)
     base = flow.sample_base(6, torch.zeros((), dtype=torch.float64), rng)
     context = torch.randn(6, n_context, generator=rng, dtype=torch.float64)
@@ -65,7 +70,8 @@ def test_conditional_flow_against_autograd(kind, n, n_context):
             lambda z, row=row: flow(z[None], context[row : row + 1])[0][0], base[row]
         )
         assert abs(float(torch.linalg.slogdet(jacobian).logabsdet - log_det[row])) < 1e-8
-    assert float(log_det.abs().max()) > 0.01  # the test would be empty for the identity
+    if len(flow.layers):
+        assert float(log_det.abs().max()) > 0.01  # the test would be empty for the identity
 
 
 def test_no_torsions_is_a_working_special_case():

@@ -7,7 +7,7 @@ import torch
 from analytic import DoubleWell, GaussianFlow, Harmonic
 
 from boltzgen.errors import CheckpointError
-from boltzgen.flows.couplings import multilayer_perceptron
+from boltzgen.flows.networks import multilayer_perceptron
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.training import Stage, Training, anneal, finetune, soft_cap
 

@@ -25,6 +25,7 @@ __all__ = ["CoordinateChart", "CoordinateRow", "minimized_positions"]
 
 FREE_BARRIER = 40.0  # kJ/mol; a torsion with a higher barrier (amides, rings, guanidinium) is stiff
 LIMIT_IN_WIDTHS = 20.0  # 10 widths at four times the temperature, beyond any thermal excursion
+ALL_PAIRS = 40  # up to so many stiff coordinates every pair is learned
 PLANAR_TOLERANCE = math.radians(25)  # a stiff dihedral this close to 0 or 180 degrees is centred there exactly
 
 
@@ -91,6 +92,19 @@ class CoordinateChart:
         """Positions of a class of coordinates in the internal vector."""
         wanted = (free, of_hydrogen)
         return [i for i, row in enumerate(self.rows) if (row.kind == "free torsion", row.of_hydrogen) == wanted]
+
+    def stiff_pairs(self, of_hydrogen: bool) -> np.ndarray:
+        """Pairs (2, n_pairs) of stiff coordinates, row above column, whose covariance may change with the torsions.
+
+        All pairs in a small molecule; in a large one those that share an atom.
+        """
+        stiff = self.indices(False, of_hydrogen)
+        atoms = [set(self.rows[i].atoms) for i in stiff]
+        rows, columns = np.tril_indices(len(stiff), -1)
+        if len(stiff) > ALL_PAIRS:
+            near = np.array([not atoms[i].isdisjoint(atoms[j]) for i, j in zip(rows, columns, strict=True)], dtype=bool)
+            rows, columns = rows[near], columns[near]
+        return np.stack([rows, columns])
 
     def bounded(self) -> BoundedCoordinates:
         """The stiff coordinates as a module, heavy atoms first."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from boltzgen.flows.couplings import StiffFlow, TorsionFlow, angle_features
+from boltzgen.flows.couplings import StiffFlow, TorsionFlow
+from boltzgen.flows.networks import angle_features
 
 __all__ = ["TorsionsThenStiff"]
 
@@ -18,6 +19,8 @@ class TorsionsThenStiff(nn.Module):
     ----------
     n_torsions, n_stiff : int
         Free torsions (rad) and stiff coordinates (standardised).
+    stiff_pairs : (2, n_pairs) int tensor
+        Pairs of stiff coordinates whose conditional covariance is learned.
     n_context : int
         Width of the context that everything is conditioned on; zero for heavy atoms.
     """
@@ -26,6 +29,7 @@ class TorsionsThenStiff(nn.Module):
         self,
         n_torsions: int,
         n_stiff: int,
+        stiff_pairs: Tensor,
         n_context: int,
         *,
         torsion_layers: int,
@@ -39,7 +43,7 @@ class TorsionsThenStiff(nn.Module):
         self.n_harmonics = n_harmonics
         self.torsions = TorsionFlow(n_torsions, n_context, torsion_layers, torsion_hidden, n_bins, n_harmonics)
         n_features = 2 * n_harmonics * n_torsions
-        self.stiff = StiffFlow(n_stiff, n_context + n_features, stiff_layers, stiff_hidden)
+        self.stiff = StiffFlow(n_stiff, stiff_pairs, n_context + n_features, stiff_layers, stiff_hidden)
 
     @property
     def n_features(self) -> int:

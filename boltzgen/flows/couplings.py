@@ -11,31 +11,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from boltzgen.flows.gaussian import ConditionalGaussian
+from boltzgen.flows.networks import MAX_LOG_SCALE, angle_features, multilayer_perceptron
 from boltzgen.flows.splines import circular_spline, circular_spline_inverse, n_spline_parameters
 
-__all__ = ["StiffFlow", "TorsionFlow", "angle_features", "multilayer_perceptron"]
-
-MAX_LOG_SCALE = 2.0  # one affine layer scales by at most e^2; a stack of them by as much as is needed
-
-
-def multilayer_perceptron(n_in: int, n_hidden: int, n_out: int, n_layers: int = 2) -> nn.Sequential:
-    """Fully connected network with SiLU; the last layer starts at zero, so a coupling starts as the identity."""
-    sizes = [n_in] + [n_hidden] * n_layers
-    layers: list[nn.Module] = []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
-        layers += [nn.Linear(a, b), nn.SiLU()]
-    last = nn.Linear(sizes[-1], n_out)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers, last)
-
-
-def angle_features(angles: Tensor, n_harmonics: int) -> Tensor:
-    """Sines and cosines of the first harmonics of (B, D) angles: (B, 2 D n_harmonics)."""
-    multiples = torch.arange(1, n_harmonics + 1, device=angles.device, dtype=angles.dtype)
-    phases = (angles.unsqueeze(-1) * multiples).flatten(1)
-    return torch.cat([phases.sin(), phases.cos()], dim=-1)
-
+__all__ = ["StiffFlow", "TorsionFlow"]
 
 def _halves(n: int, layer: int) -> tuple[Tensor, Tensor]:
     """Indices that a layer leaves alone, and those that it moves: each pair of layers moves every variable once."""
@@ -157,12 +137,22 @@ class TorsionFlow(_Stack):
 
 
 class StiffFlow(_Stack):
-    """Affine couplings on real vectors; the base is standard normal."""
+    """Affine couplings, then a conditional normal distribution; the base is standard normal.
 
-    def __init__(self, n: int, n_context: int, n_layers: int, n_hidden: int) -> None:
+    Parameters
+    ----------
+    n : int
+        Number of variables.
+    pairs : (2, n_pairs) int tensor
+        Entries of the conditional covariance factor; see `ConditionalGaussian`.
+    """
+
+    def __init__(self, n: int, pairs: Tensor, n_context: int, n_layers: int, n_hidden: int) -> None:
         super().__init__()
         self.n = n
-        self.layers = nn.ModuleList(AffineCoupling(n, k, n_context, n_hidden) for k in range(n_layers if n else 0))
+        self.layers = nn.ModuleList(AffineCoupling(n, k, n_context, n_hidden) for k in range(n_layers if n > 1 else 0))
+        if n and n_context:
+            self.layers.append(ConditionalGaussian(n, pairs, n_context, n_hidden))
 
     def sample_base(self, n_samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
         return torch.randn(n_samples, self.n, device=like.device, dtype=like.dtype, generator=generator)

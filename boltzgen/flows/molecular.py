@@ -68,9 +68,11 @@ class MolecularFlow(nn.Module):
         order = groups[0] + groups[2] + groups[1] + groups[3]
         self.register_buffer("_gather", torch.tensor(order), persistent=False)
         self.register_buffer("_scatter", torch.tensor(order).argsort(), persistent=False)
-        self.heavy = TorsionsThenStiff(self._n_torsions[0], self._n_stiff[0], 0, **config.sizes())
+        pairs = [torch.tensor(chart.stiff_pairs(of_hydrogen)) for of_hydrogen in (False, True)]
+        sizes = config.sizes()
+        self.heavy = TorsionsThenStiff(self._n_torsions[0], self._n_stiff[0], pairs[0], 0, **sizes)
         self.hydrogens = TorsionsThenStiff(
-            self._n_torsions[1], self._n_stiff[1], self.heavy.n_features, **config.sizes()
+            self._n_torsions[1], self._n_stiff[1], pairs[1], self.heavy.n_features, **sizes
         )
 
     @property
