@@ -17,7 +17,6 @@ from openmm import unit
 from boltzgen import manifest, reference_run
 from boltzgen.answer import final_verdict, format_answer, recheck_energies, result_values
 from boltzgen.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from boltzgen.collective_variables import parse_basin
 from boltzgen.comparison import compare
 from boltzgen.energy import CompiledPotential
 from boltzgen.energy import potential as choose_potential
@@ -123,7 +122,7 @@ def prepare(options: RunOptions, say: Say | None = None) -> PreparedRun:
         say(f"{'basin':<18}{name}: {expression}")
     if not basins:
         say("no basin is named and the molecule has no single phi: there will be no free-energy difference")
-    schedule = make_schedule(budget, molecule.temperature.value_in_unit(unit.kelvin))
+    schedule = make_schedule(budget, molecule.temperature.value_in_unit(unit.kelvin), options.omega)
     identity = _identity(options, molecule, schedule)
     if checkpoint is not None:
         checkpoint.check(identity)
@@ -189,8 +188,8 @@ def _generator(
 ) -> BoltzmannGenerator:
     if checkpoint is not None:
         return rebuild(checkpoint.description, checkpoint.arrays, device, molecule, potential)
-    config = schedule.configure(options.omega)
-    return BoltzmannGenerator.for_molecule(molecule, potential, config=config, device=device, seed=options.seed)
+    config, seed = schedule.config, options.seed
+    return BoltzmannGenerator.for_molecule(molecule, potential, config=config, device=device, seed=seed)
 
 
 def _training(
@@ -200,7 +199,7 @@ def _training(
         generator,
         list(schedule.stages),
         batch_size=schedule.batch_size,
-        basins={name: parse_basin(text, generator.molecule).contains for name, text in basins.items()},  # type: ignore[arg-type]
+        basins=basins,
         on_checkpoint=lambda training: _checkpoint(path, training, identity),
     )
 

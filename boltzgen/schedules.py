@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from boltzgen.errors import BoltzgenError
 from boltzgen.flows.molecular import GeneratorConfig
-from boltzgen.training import Stage
+from boltzgen.training import Stage, annealing_stages, refinement_stage
 
 __all__ = ["PRESETS", "BudgetError", "Preset", "Schedule", "make_schedule", "parse_budget"]
 
@@ -28,10 +28,8 @@ class Preset:
     evaluations : int
         Energy evaluations of the training; the final samples come on top.
     batch_size : int
-    hot, cooling : float
-        Shares of the training spent hot with reverse KL, and cooling with L2+; the rest refines at the target.
-    learning_rate, last_learning_rate : float
-        While hot and cooling, and at the end of the refinement.
+    annealing : float
+        Share of the training spent hot and cooling; the rest refines at the target temperature.
     reference_steps : int
         Steps of each of the 512 walkers of parallel tempering, where a reference is asked for.
     config : GeneratorConfig
@@ -41,10 +39,7 @@ class Preset:
     evaluations: int
     reference_steps: int
     batch_size: int = 512
-    hot: float = 0.18
-    cooling: float = 0.52
-    learning_rate: float = 1e-3
-    last_learning_rate: float = 1e-5
+    annealing: float = 0.7
     config: GeneratorConfig = field(default_factory=GeneratorConfig)
 
 
@@ -80,10 +75,6 @@ class Schedule:
         """Energy evaluations of the training."""
         return self.n_steps * self.batch_size
 
-    def configure(self, omega: str) -> GeneratorConfig:
-        """Sizes of the networks, with the amide torsions treated as asked."""
-        return replace(self.config, omega=omega)
-
 
 def parse_budget(text: str | int) -> str | int:
     """Read a budget: the name of a preset, or a number of energy evaluations such as 200000 or 2e6.
@@ -107,7 +98,7 @@ def parse_budget(text: str | int) -> str | int:
     return int(number)
 
 
-def make_schedule(budget: str | int, kelvin: float) -> Schedule:
+def make_schedule(budget: str | int, kelvin: float, omega: str = "trans") -> Schedule:
     """Stages for a budget at a target temperature.
 
     A number of evaluations is spent as the largest preset within it would (the smallest, if none is).
@@ -118,19 +109,17 @@ def make_schedule(budget: str | int, kelvin: float) -> Schedule:
         As `parse_budget` returns it.
     kelvin : float
         Target temperature.
+    omega : {"trans", "free"}
+        How amide torsions are treated.
     """
     preset = PRESETS[budget] if isinstance(budget, str) else _nearest(budget)
     evaluations = preset.evaluations if isinstance(budget, str) else budget
     n_steps = evaluations // preset.batch_size
-    n_hot, n_cooling = round(preset.hot * n_steps), round(preset.cooling * n_steps)
-    heat, rate = max(HOT_KELVIN / kelvin, 1.0), preset.learning_rate
-    stages = (
-        Stage("hot", "reverse-kl", n_hot, heat, heat, rate, rate),
-        Stage("cooling", "l2+", n_cooling, heat, 1.0, rate, rate),
-        Stage("refinement", "l2+", n_steps - n_hot - n_cooling, 1.0, 1.0, rate, preset.last_learning_rate),
-    )
+    n_annealing, heat = round(preset.annealing * n_steps), max(HOT_KELVIN / kelvin, 1.0)
+    stages = (*annealing_stages(heat, n_annealing), refinement_stage(n_steps - n_annealing))
     reference_steps = round(preset.reference_steps * evaluations / preset.evaluations)
-    return Schedule(str(budget), stages, preset.batch_size, preset.config, max(reference_steps, 1000))
+    config = replace(preset.config, omega=omega)
+    return Schedule(str(budget), stages, preset.batch_size, config, max(reference_steps, 1000))
 
 
 def _nearest(evaluations: int) -> Preset:
