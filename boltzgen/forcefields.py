@@ -5,7 +5,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import openmm
 from openmm import app
 
+from boltzgen.caps import merge_caps
 from boltzgen.errors import ForceFieldError
 from boltzgen.term_audit import TermAudit, audit_terms
 
@@ -29,9 +30,8 @@ FORCE_FIELDS = {
     "amber96": "amber96.xml",
 }
 SOLVENTS = {name: f"implicit/{name}.xml" for name in ("hct", "obc1", "obc2", "gbn", "gbn2")}
-_REQUIRED_SOURCE = {"charmm36m": "par_all36m_prot.prm"}
+_C36M_SOURCE = "par_all36m_prot.prm"
 _DATA = Path(app.__file__).parent / "data"
-_CAPS = {"ACE", "NME", "NH2"}
 _AMINO_ACIDS = frozenset(
     (
         *(
@@ -55,9 +55,10 @@ _AMINO_ACIDS = frozenset(
         *("MET", "PHE", "PRO", "SER", "THR", "TRP", "TYR", "VAL"),
     )
 )
-# Patches that turn one amino acid into another that has a definition of its own (HSD into HSE, CYS into CYM): with them
-# a charged N-terminal histidine matches twice.
-_REDUNDANT_PATCHES = ("HS2_", "CYSD_")
+_NUCLEOTIDES = frozenset(("A", "C", "G", "U", "DA", "DC", "DG", "DT"))
+# Patches that make a residue match twice: HSD into HSE and CYS into CYM, which have definitions of their own, and PCTE,
+# a second neutral C-terminus beside CNEU.
+_REDUNDANT_PATCHES = ("HS2_", "CYSD_", "PCTE_")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,10 @@ class BuiltSystem:
     provenance: Provenance
     audit: TermAudit
 
+    @property
+    def has_cmap(self) -> bool:
+        return any(isinstance(f, openmm.CMAPTorsionForce) and f.getNumTorsions() for f in self.system.getForces())
+
 
 def build_system(topology: app.Topology, forcefield: str | Path, solvent: str | None) -> BuiltSystem:
     """Build a System without cutoff, constraints or centre-of-mass removal, and check that no term was lost.
@@ -121,57 +126,20 @@ def build_system(topology: app.Topology, forcefield: str | Path, solvent: str | 
         files = (*files, SOLVENTS[solvent])
     is_charmm = any("charmm" in Path(file).name for file in files)
     matched = merge_caps(topology) if is_charmm else topology
+    names = {residue.name for residue in matched.residues()}
     loaded = _load(files)
-    if is_charmm and all(residue.name in _AMINO_ACIDS for residue in matched.residues()):
-        loaded = _load_for_proteins(files)
+    if is_charmm and not names & _NUCLEOTIDES:
+        loaded = _load_for_peptides(files, names <= _AMINO_ACIDS)
     provenance = _provenance(name, files, solvent)
     system = _create_system(loaded, matched, topology, name)
-    audit = audit_terms(topology, system, charmm=name == "charmm36m")
+    audit = audit_terms(topology, system, charmm=is_charmm)
+    if name == "charmm36":
+        # The 2015 file itself lacks impropers: those CHARMM lists twice, and carboxylate termini. Said, not refused.
+        lost = tuple(f"OpenMM's {files[0]} lacks the {term}" for term in audit.missing if term.startswith("improper"))
+        provenance = replace(provenance, notes=provenance.notes + lost)
+        audit = replace(audit, missing=tuple(term for term in audit.missing if not term.startswith("improper")))
     audit.raise_if_incomplete(name)
     return BuiltSystem(system, provenance, audit)
-
-
-def merge_caps(topology: app.Topology) -> app.Topology:
-    """Copy a Topology with ACE, NME and NH2 caps made part of the neighbouring amino acid.
-
-    OpenMM's CHARMM files describe caps as patches of an amino acid. Caps that are residues of their own match a patch
-    over several residues, and then the script that adds harmonic impropers, which looks atoms up residue by residue,
-    silently leaves them out (0 instead of 4 for ACE-ALA-NME).
-
-    Returns
-    -------
-    openmm.app.Topology
-        Same atoms in the same order; only the residues differ.
-    """
-    merged = app.Topology()
-    atoms = {}
-    for chain in topology.chains():
-        new_chain = merged.addChain(chain.id)
-        residues = list(chain.residues())
-        hosts = [_host(residues, i) for i in range(len(residues))]
-        target = None
-        for i, residue in enumerate(residues):
-            if i == 0 or hosts[i] != hosts[i - 1]:
-                host = residues[hosts[i]]
-                target = merged.addResidue(host.name, new_chain, host.id, host.insertionCode)
-            for atom in residue.atoms():
-                # Only elements and bonds take part in template matching; distinct names keep the residue well formed.
-                label = atom.name if hosts[i] == i else f"{residue.name}_{atom.name}"
-                atoms[atom] = merged.addAtom(label, atom.element, target)
-    for first, second in topology.bonds():
-        merged.addBond(atoms[first], atoms[second])
-    return merged
-
-
-def _host(residues: Sequence[app.topology.Residue], i: int) -> int:
-    """Index of the residue that residue i becomes part of: its neighbour for a cap, else itself."""
-    if residues[i].name not in _CAPS or len(residues) == 1:
-        return i
-    if i == 0 and residues[1].name not in _CAPS:
-        return 1
-    if i == len(residues) - 1 and residues[i - 1].name not in _CAPS:
-        return i - 1
-    return i
 
 
 def _forcefield_files(forcefield: str | Path) -> tuple[str, tuple[str, ...]]:
@@ -201,6 +169,12 @@ def _solvent_name(solvent: str | None) -> str:
 # Loading CHARMM36m takes 4 s.
 @lru_cache(maxsize=8)
 def _load(files: tuple[str, ...]) -> app.ForceField:
+    *others, last = files
+    if last in SOLVENTS.values():
+        # A solvent file is one script; there is no need to read the force field a second time.
+        loaded = copy.copy(_load(tuple(others)))
+        loaded._scripts = [*loaded._scripts, *app.ForceField(last)._scripts]
+        return loaded
     try:
         return app.ForceField(*files)
     except Exception as error:
@@ -210,11 +184,12 @@ def _load(files: tuple[str, ...]) -> app.ForceField:
 
 
 @lru_cache(maxsize=4)
-def _load_for_proteins(files: tuple[str, ...]) -> app.ForceField:
-    """Same force field, its patches allowed on amino acids only.
+def _load_for_peptides(files: tuple[str, ...], amino_acids_only: bool) -> app.ForceField:
+    """Same force field with patches on amino acids only, and on request without all other residues.
 
     Before it looks at a residue, OpenMM applies every combination of patches to every template: 80,000 templates, of
-    nucleic acids, sugars and lipids for the most part, and 13 s a molecule instead of 0.5 s.
+    nucleic acids, sugars and lipids for the most part, and 13 s a molecule instead of 0.5 s. Whole capped residues
+    (ALAD, AANM) are left out as well: charmm36.xml has two for alanine dipeptide and OpenMM will not choose.
     """
     loaded = copy.copy(_load(files))
     loaded._templatePatches = {
@@ -222,6 +197,12 @@ def _load_for_proteins(files: tuple[str, ...]) -> app.ForceField:
         for name, patches in loaded._templatePatches.items()
         if name in _AMINO_ACIDS
     }
+    if amino_acids_only:
+        loaded._templateSignatures = {
+            signature: kept
+            for signature, templates in loaded._templateSignatures.items()
+            if (kept := [template for template in templates if template.name in _AMINO_ACIDS])
+        }
     return loaded
 
 
@@ -241,19 +222,20 @@ def _create_system(loaded: app.ForceField, matched: app.Topology, topology: app.
 
 def _explain(error: Exception, topology: app.Topology, loaded: app.ForceField, name: str) -> str:
     text = " ".join(str(error).split("For more information")[0].split())
-    match = re.search(r"residue (\d+) \((\w+)\)\.?\s*(.*)", text)
+    match = re.search(r"residue (\d+) \((\w+)\)", text)
     if match is None:
         return f"{name} cannot describe this molecule: {text}"
     residue = list(topology.residues())[int(match.group(1))]
     label = f"{residue.name}{residue.id}"
     if residue.name in _AMINO_ACIDS or residue.name in loaded._templates:
-        return f"{name} has no parameters for residue {label} as it stands: {match.group(3)}"
+        return f"{name} cannot describe residue {label} as it stands: {text}"
     formula = "".join(
         f"{symbol}{number}" for symbol, number in sorted(Counter(a.element.symbol for a in residue.atoms()).items())
     )
+    known = ", among them the 20 amino acids and the caps ACE, NME and NH2" if "ALA" in loaded._templates else ""
     return (
-        f"residue {label} ({formula}) is unknown to {name}, which knows {len(loaded._templates)} residues, among "
-        "them the 20 amino acids and the caps ACE, NME and NH2; give the path of a force-field XML file that holds it"
+        f"residue {label} ({formula}) is unknown to {name}, which knows {len(loaded._templates)} residues{known}; "
+        "give the path of a force-field XML file that holds it"
     )
 
 
@@ -265,19 +247,16 @@ def _provenance(name: str, files: tuple[str, ...], solvent: str) -> Provenance:
         hashes.append(hashlib.sha256(content).hexdigest())
         header = content[: content.find(b"</Info>") + 1].decode(errors="replace")
         sources += [Path(source).name for source in re.findall(r"<Source[^>]*>([^<]*)</Source>", header)]
-    required = _REQUIRED_SOURCE.get(name)
-    if required and required not in sources:
+    if name == "charmm36m" and _C36M_SOURCE not in sources:
         raise ForceFieldError(
-            f"{name} must come from {required}, but the header of {files[0]} (OpenMM {openmm.__version__}) does not "
-            "name it; OpenMM >= 8.3 ships the right file"
+            f"{name} must come from {_C36M_SOURCE}, but the header of {files[0]} (OpenMM {openmm.__version__}) does "
+            "not name it; OpenMM >= 8.3 ships the right file"
         )
     notes = []
     if name == "charmm36":
         notes.append("charmm36 is the 2015 C36, not CHARMM36m")
     if solvent != "none" and "charmm" in files[0]:
-        notes.append(
-            f"{solvent.upper()} was not fitted for CHARMM36m; the combination is allowed, its accuracy untested"
-        )
+        notes.append(f"{solvent.upper()} was not fitted for CHARMM; the combination is allowed, its accuracy untested")
     # Protein parameters first: the header also lists lipids, sugars and nucleic acids.
     sources.sort(key=lambda source: (not source.endswith(".prm"), "prot" not in source))
     return Provenance(

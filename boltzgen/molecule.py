@@ -12,11 +12,11 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
-from boltzgen.errors import StructureError
+from boltzgen.errors import ForceFieldError, StructureError
 from boltzgen.forcefields import Provenance, build_system
 from boltzgen.protonation import Protonated, add_missing_hydrogens
 from boltzgen.setup_report import SetupRecord, format_report
-from boltzgen.structure import Structure, read_structure
+from boltzgen.structure import Structure, check_connected, d_residues, read_structure
 from boltzgen.torsions import named_torsions
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Molecule:
         self.temperature = _temperature_quantity(temperature)
         self.provenance = provenance
         self.setup = setup
-        _check_single_molecule(self)
+        check_connected(topology)
 
     @classmethod
     def from_pdb(
@@ -102,6 +102,12 @@ class Molecule:
         structure = read_structure(path)
         protonated = add_missing_hydrogens(structure, ph, variants)
         built = build_system(protonated.topology, forcefield, solvent)
+        mirrored = d_residues(structure.topology, structure.positions)
+        if mirrored and built.has_cmap:
+            raise ForceFieldError(
+                f"{', '.join(mirrored)} have D chirality, for which {forcefield} in OpenMM has no backbone map (CMAP): "
+                "it would use the map of the L residue; choose a force field without CMAP, e.g. amber14"
+            )
         added = np.array([source is None for source in protonated.source])
         positions = _relax(built.system, protonated.positions, added)
         topology = _user_topology(structure, protonated)
@@ -261,27 +267,6 @@ def _check_system(topology: app.Topology, system: openmm.System) -> None:
     if system.usesPeriodicBoundaryConditions():
         raise StructureError(
             "the System is periodic; a generator draws one molecule in open space: use nonbondedMethod=NoCutoff"
-        )
-
-
-def _check_single_molecule(molecule: Molecule) -> None:
-    n = molecule.n_atoms
-    if n == 0:
-        raise StructureError("the molecule has no atoms")
-    reached, frontier = {0}, [0]
-    neighbours: list[list[int]] = [[] for _ in range(n)]
-    for i, j in molecule.bonds.tolist():
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    while frontier:
-        new = [j for j in neighbours[frontier.pop()] if j not in reached]
-        reached.update(new)
-        frontier += new
-    if len(reached) < n:
-        stray = next(i for i in range(n) if i not in reached)
-        raise StructureError(
-            f"{molecule.atom_label(stray)} is not connected to {molecule.atom_label(0)} by bonds: a generator "
-            "draws one molecule; keep one, or add the missing bonds"
         )
 
 

@@ -14,7 +14,7 @@ from openmm import app, unit
 from openmm.app.topology import Atom, Residue
 
 from boltzgen.errors import StructureError
-from boltzgen.structure import PROTONATION_NAMES, Structure
+from boltzgen.structure import PROTONATION_NAMES, Structure, check_connected
 
 __all__ = ["Protonated", "add_missing_hydrogens"]
 
@@ -105,11 +105,12 @@ def add_missing_hydrogens(
     Raises
     ------
     StructureError
-        If heavy atoms are missing, an atom is bonded to nothing, or an override names no residue or state.
+        If heavy atoms are missing, bonds do not connect all atoms, or an override names no residue or state.
     """
     overrides = _Overrides(structure, dict(variants or {}))
     _check_heavy_atoms(structure)
     _check_atoms_are_bonded(structure)
+    check_connected(structure.topology)
     wanted: list[list[tuple[str, str]] | None] = []
     states: list[str] = []
     open_histidines = []
@@ -154,7 +155,21 @@ def _trace(structure: Structure, modeller: app.Modeller, states: tuple[str, ...]
     for new, index in enumerate(source):
         if index is not None:
             positions[new] = structure.positions[index]
-    return Protonated(modeller.topology, positions, source, states, removed)
+    return Protonated(_with_sorted_bonds(modeller.topology), positions, source, states, removed)
+
+
+def _with_sorted_bonds(topology: app.Topology) -> app.Topology:
+    """Copy; OpenMM orders the terms of a System by the topology's bonds, so one molecule gets one System hash."""
+    result = app.Topology()
+    atoms = []
+    for chain in topology.chains():
+        new_chain = result.addChain(chain.id)
+        for residue in chain.residues():
+            new_residue = result.addResidue(residue.name, new_chain, residue.id, residue.insertionCode)
+            atoms += [result.addAtom(atom.name, atom.element, new_residue) for atom in residue.atoms()]
+    for i, j in sorted({(min(a.index, b.index), max(a.index, b.index)) for a, b in topology.bonds()}):
+        result.addBond(atoms[i], atoms[j])
+    return result
 
 
 class _Overrides:

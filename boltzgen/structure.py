@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from openmm import unit
 from openmm.app import PDBFile, Topology, element
+from openmm.app.topology import Atom
 from scipy.spatial import cKDTree
 
 from boltzgen.errors import StructureError
 from boltzgen.structure_records import AtomRecord, BondRecord, FileRecords, read_cif_records, read_pdb_records
 
-__all__ = ["PROTONATION_NAMES", "Structure", "read_structure"]
+__all__ = ["PROTONATION_NAMES", "Structure", "check_connected", "d_residues", "read_structure"]
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +120,41 @@ def read_structure(path: str | Path) -> Structure:
     return Structure(topology, positions, tuple(atom.name for atom in atoms), residue_names, tuple(notes))
 
 
+def check_connected(topology: Topology) -> None:
+    """Raise StructureError unless bonds connect all atoms."""
+    neighbours: dict[Atom, list[Atom]] = {atom: [] for atom in topology.atoms()}
+    if not neighbours:
+        raise StructureError("the molecule has no atoms")
+    for first, second in topology.bonds():
+        neighbours[first].append(second)
+        neighbours[second].append(first)
+    start = next(iter(neighbours))
+    reached, frontier = {start}, [start]
+    while frontier:
+        new = [atom for atom in neighbours[frontier.pop()] if atom not in reached]
+        reached.update(new)
+        frontier += new
+    stray = next((atom for atom in neighbours if atom not in reached), None)
+    if stray is not None:
+        labels = [f"{a.residue.name}{a.residue.id}:{a.name}" for a in (stray, start)]
+        raise StructureError(
+            f"{labels[0]} is not connected to {labels[1]} by bonds: a generator draws one molecule; keep one, or add "
+            "the missing bonds (CONECT records)"
+        )
+
+
+def d_residues(topology: Topology, positions: np.ndarray) -> list[str]:
+    """Labels of the amino acids whose alpha carbon has D chirality; positions (N, 3) in any unit."""
+    found = []
+    for residue in topology.residues():
+        atom = {a.name: positions[a.index] for a in residue.atoms()}
+        if {"N", "CA", "C", "CB"} <= atom.keys():
+            n, c, cb = (atom[name] - atom["CA"] for name in ("N", "C", "CB"))
+            if np.dot(np.cross(n, c), cb) < 0:
+                found.append(f"{residue.name}{residue.id}")
+    return found
+
+
 def _first_model_and_altloc(records: FileRecords) -> tuple[list[AtomRecord], list[str]]:
     notes = []
     models = list(dict.fromkeys(atom.model for atom in records.atoms))
@@ -157,7 +194,7 @@ def _refuse_surroundings(atoms: Sequence[AtomRecord], source: str) -> None:
     water = [key for (key, name) in residues if name in _WATER]
     if water:
         raise StructureError(
-            f"{source}: {len(water)} water molecules (first: residue {water[0][1]}): a generator draws one molecule "
+            f"{source}: {len(water)} water molecule(s) (first: residue {water[0][1]}): a generator draws one molecule "
             "without explicit solvent; remove the water; an implicit solvent is an option (solvent='obc2')"
         )
     ions = [(key, name) for (key, name), count in residues.items() if count == 1 and name.rstrip("+-12") in _IONS]
@@ -216,7 +253,7 @@ def _build_topology(
             name, symbol, residue, atom.serial
         )
     topology.createStandardBonds()
-    topology.createDisulfideBonds(positions)
+    topology.createDisulfideBonds(positions * unit.nanometer)
     existing = {frozenset(bond) for bond in topology.bonds()}
     for first, second in bonds:
         table: dict = by_serial if isinstance(first, str) else by_name
