@@ -27,23 +27,27 @@ STRUCTURE = Path(__file__).resolve().parent.parent / "systems" / "alanine_dipept
 
 def accuracy(molecule: Molecule) -> None:
     """Largest differences from OpenMM Reference, by term."""
-    frames = perturbed_frames(molecule.positions, 100, seed=1)
+    candidates = perturbed_frames(molecule.positions, 200, seed=1)
+    # Three quarters are moved by 0.01-0.03 nm; the others, moved by 0.1 nm, have energies up to 1e10 kJ/mol.
+    frames = candidates[np.arange(200) % 4 != 3][:100]
     expected, forces = reference_terms(molecule.system, frames)
     potential = CompiledPotential(molecule, compile=False)
     positions = torch.from_numpy(frames)
     total = sum(expected.values())
     print(f"Compiled against OpenMM {openmm.__version__} Reference, 100 perturbed frames, float64, kJ/mol")
     print(f"  energies of the frames: {total.min():.0f} to {total.max():.3g}")
-    usual = total < 1e4
     for name, value in potential.terms(positions).items():
-        difference = np.abs(value.numpy() - expected[name])
-        print(f"  {name:<24s} largest {difference.max():.1e}   below 1e4 kJ/mol: {difference[usual].max():.1e}")
+        print(f"  {name:<24s} {np.abs(value.numpy() - expected[name]).max():.1e}")
     energy, found = potential.energy_and_forces(positions)
-    print(f"  {'total':<24s} largest {np.abs(energy.numpy() - total).max():.1e}")
+    print(f"  {'total':<24s} {np.abs(energy.numpy() - total).max():.1e}")
     relative = np.abs(found.numpy() - forces).max(axis=(1, 2)) / np.abs(forces).max(axis=(1, 2))
-    print(f"  {'forces, of the largest':<24s} largest {relative.max():.1e}")
+    print(f"  {'forces, of the largest':<24s} {relative.max():.1e}")
     single = potential(positions.float()).double().numpy()
-    print(f"  float32 total, {usual.sum()} frames below 1e4 kJ/mol: {np.abs(single - total)[usual].max():.1e}")
+    print(f"  {'total in float32':<24s} {np.abs(single - total).max():.1e}")
+    far = torch.from_numpy(candidates[3::4])
+    expected, _ = reference_terms(molecule.system, far.numpy())
+    error = np.abs(potential(far).numpy() - sum(expected.values())) / np.abs(sum(expected.values()))
+    print(f"  50 frames moved by 0.1 nm, total relative to itself: {error.max():.1e}")
 
 
 def microseconds(call: Callable[[], object], configurations: int, seconds: float) -> float:

@@ -155,7 +155,7 @@ def save_frames(path: Path, molecule: Molecule, ensemble: Ensemble, seed: int) -
     positions = ensemble.positions[chosen] - ensemble.positions[chosen].mean(axis=1, keepdims=True)
     # Multiples of 2^-18 nm (4e-6 nm, 0.01 kJ/mol in the stiffest bond at most) compress better than float32 noise.
     positions = (np.round(positions * 2**18) / 2**18).astype(np.float32)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     assert ensemble.groups is not None
     np.savez_compressed(
         path,
@@ -176,7 +176,7 @@ def collect(molecule: Molecule, runs: dict[str, dict[str, np.ndarray]], options:
         entries[name] = entry(estimates[name], ensemble, outside, chosen)
         log.info("%s: %s", name, estimates[name])
         if name == "pooled":
-            save_frames(ROOT / "benchmarks" / "results" / f"{NAME}.npz", molecule, ensemble, options.seed)
+            save_frames(options.frames, molecule, ensemble, options.seed)
             histogram = ramachandran(molecule, ensemble)
     return {
         "system": "ACE-ALA-NME, CHARMM36m, vacuum (systems/alanine_dipeptide.pdb)",
@@ -215,6 +215,8 @@ def main() -> None:
     parser.add_argument("--walkers", type=int, default=512)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "reference")
+    parser.add_argument("--frames", type=Path, default=ROOT / "benchmarks" / "results" / f"{NAME}.npz")
+    parser.add_argument("--summary", type=Path, default=ROOT / "boltzgen" / "data" / f"{NAME}.json")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     torch.set_num_threads(1)
@@ -222,7 +224,9 @@ def main() -> None:
     molecule = Molecule.from_pdb(ROOT / "systems" / "alanine_dipeptide.pdb", temperature=300)
     potential = CompiledPotential(molecule, compile=True)
     bias = stage_bias(molecule, potential, options.work, options.learn, options.seed)
-    energy = BiasedEnergy(potential, bias, options.steps * options.walkers)
+    names = ("scout", "from_c7eq", "from_c7ax", "half_step")
+    missing = [name for name in names if not (options.work / f"{name}.npz").exists()]
+    energy = BiasedEnergy(potential, bias, options.steps * options.walkers) if missing else None
     common = {
         "potential": potential,
         "bias": bias,
@@ -248,11 +252,10 @@ def main() -> None:
         for name, (start, settings) in plan.items()
     }
     summary = collect(molecule, runs, options)
-    target = ROOT / "boltzgen" / "data" / f"{NAME}.json"
     text = json.dumps(summary, indent=1)
     # One row of the histogram a line instead of one number.
     text = re.sub(r"\[([-+.\de,\s]+)\]", lambda match: "[" + " ".join(match[1].split()) + "]", text)
-    target.write_text(text + "\n")
+    options.summary.write_text(text + "\n")
     log.info("checks: %s", {k: summary["checks"][k] for k in ("starts", "half_time_step")})
     log.info("done: summary and frames written")
 

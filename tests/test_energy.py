@@ -12,6 +12,7 @@ import torch
 from openmm import app, unit
 
 import boltzgen.energy as energy
+from boltzgen.energy.read import fingerprint
 from boltzgen.energy.verify import perturbed_frames, reference_terms
 from boltzgen.errors import PotentialError
 
@@ -322,3 +323,22 @@ def test_phases_and_periodicities() -> None:
     frames = perturbed_frames(positions, 50, 3)
     expected, _ = reference_terms(system, frames)
     np.testing.assert_allclose(potential(torch.from_numpy(frames)), expected["PeriodicTorsionForce"], atol=1e-9)
+
+
+def test_fingerprint_sees_parameters_but_not_the_order_of_terms() -> None:
+    def system(order: list[int], k: float) -> openmm.System:
+        result = openmm.System()
+        for _ in range(4):
+            result.addParticle(12.0)
+        bond = openmm.HarmonicBondForce()
+        for i in order:
+            bond.addBond(*((i, i + 1) if order[0] else (i + 1, i)), 0.15, 10.0 * (i + 1))
+        torsion = openmm.PeriodicTorsionForce()
+        torsion.addTorsion(*((0, 1, 2, 3) if order[0] else (3, 2, 1, 0)), 3, 0.0, k)
+        result.addForce(bond)
+        result.addForce(torsion)
+        return result
+
+    first = fingerprint(system([0, 1, 2], 1.0))
+    assert fingerprint(system([2, 0, 1], 1.0)) == first
+    assert fingerprint(system([0, 1, 2], 1.0 + 1e-6)) != first

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import fields
 
 import numpy as np
 import openmm
@@ -82,23 +81,26 @@ def read_system(system: openmm.System) -> dict[str, TermTables]:
 
 
 def fingerprint(system: openmm.System) -> str:
-    """Hash of all terms and parameters, in atom order, to nine digits.
+    """Hash of all terms and parameters, to nine digits, whatever the order in which the System lists its terms.
 
-    Unlike a hash of the serialized System it does not change with the version of OpenMM, nor with unused parameters.
+    Unlike a hash of the serialized System it is the same from run to run (force-field files are read in the order of
+    Python sets) and for every version of OpenMM. The order of the atoms counts.
 
     Raises
     ------
     PotentialError
         The System cannot be read.
     """
-    digest = hashlib.sha256(str(system.getNumParticles()).encode())
     merged = merge(read_system(system).values())
-    for spec in fields(TermTables):
-        for array in (
-            np.atleast_1d(getattr(merged, spec.name)) if spec.name != "cmap_energies" else merged.cmap_energies
-        ):
-            digest.update(f"{spec.name} {' '.join(f'{v:.9g}' for v in np.ravel(array) + 0.0)};".encode())
-    return digest.hexdigest()
+    lines = [f"atoms {system.getNumParticles()}", f"constant {merged.constant:.9g}"]
+    kinds = {"bonds": "bond", "pairs": "pair", "angles": "angle", "torsions": "torsion", "impropers": "improper"}
+    for kind, singular in kinds.items():
+        atoms, parameters = getattr(merged, kind), getattr(merged, f"{singular}_parameters")
+        for row, values in zip(atoms.tolist(), parameters + 0.0, strict=True):
+            lines.append(f"{kind} {min(row, row[::-1])} {' '.join(f'{value:.9g}' for value in values)}")
+    for row, index in zip(merged.cmaps.tolist(), merged.cmap_index, strict=True):
+        lines.append(f"cmaps {row} {' '.join(f'{value:.9g}' for value in merged.cmap_energies[index].ravel() + 0.0)}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def _value(quantity: object, of: unit.Unit) -> float:

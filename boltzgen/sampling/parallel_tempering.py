@@ -49,7 +49,7 @@ class ReplicaExchange:
         self._visited = torch.zeros(len(temperatures), n_walkers, dtype=torch.int64)
 
     @property
-    def kT(self) -> Tensor:  # noqa: N802
+    def kT(self) -> Tensor:
         """kT of every column, (R * W,) in kJ/mol."""
         return (GAS_CONSTANT * self.temperatures).repeat_interleave(self.n_walkers)
 

@@ -173,7 +173,7 @@ def shipped_reference(molecule: Any) -> ReferenceSummary | None:
             key = key or fingerprint(molecule.system)
         except PotentialError:
             return None
-        if raw["fingerprint"] == key:
+        if raw.get("fingerprint") == key:
             names = ("system", "method", "domain", "command", "free_energies", "checks")
             return ReferenceSummary(temperature=raw["temperature_K"], raw=raw, **{name: raw[name] for name in names})
     return None
