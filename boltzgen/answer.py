@@ -36,7 +36,7 @@ class Recheck:
     """
 
     n: int
-    max_abs_difference_kJ_per_mol: float  # noqa: N815
+    max_abs_difference_kJ_per_mol: float
     platform: str
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from boltzgen.collective_variables import parse_basin
 from boltzgen.diagnostics import Coverage, coverage, forward_ess_fraction, log_z_bar
@@ -20,7 +19,7 @@ from boltzgen.generator import BoltzmannGenerator
 if TYPE_CHECKING:
     from boltzgen.sampling import SamplingRun
 
-__all__ = ["Comparison", "compare", "disagreement", "inside_domain"]
+__all__ = ["Comparison", "compare", "disagreement"]
 
 OUTSIDE_LIMIT = 1e-4  # share of the reference that may lie beyond the generator's bounds
 
@@ -78,12 +77,12 @@ def compare(
     reference, molecule = sampled.ensemble, generated.molecule
     if molecule is None:
         raise BoltzgenError("only ensembles of molecules can be compared")
-    inside = inside_domain(generator, reference.positions)
+    inside = generator.contains(reference.positions)
     share_outside = float(reference.weights[~inside].sum())
     if not inside.any():
         raise BoltzgenError("no reference sample lies in the domain of the generator: they are of different states")
     kept = reference[inside]
-    energies = kept.energies if kept.energies is not None else _energies(generator, kept.positions)
+    energies = kept.energies if kept.energies is not None else generator.energies(kept.positions)
     log_weights = generator.log_weights_of(kept.positions, energies)
     log_z = log_z_bar(generated.log_weights, log_weights, kept.weights)
     coverages = {}
@@ -94,15 +93,6 @@ def compare(
     forward = forward_ess_fraction(log_weights, kept.weights, log_z)
     source = f"{sampled.method}, {sampled.evaluations:.2g} force evaluations"
     return Comparison(kept, source, sampled.outside, share_outside, kept.free_energy(basins), coverages, forward, log_z)
-
-
-def inside_domain(generator: BoltzmannGenerator, positions: np.ndarray) -> np.ndarray:
-    """Which configurations (n, N, 3) in nm the generator can reach: (n,) bool."""
-    like = next(generator.flow.parameters())
-    contains: Any = generator.flow.contains
-    with torch.no_grad():
-        parts = [contains(part.to(like)).cpu() for part in torch.as_tensor(positions).split(4096)]
-    return np.asarray(torch.cat(parts).numpy())
 
 
 def disagreement(generated: FreeEnergies, reference: Mapping[str, BasinFreeEnergy], source: str) -> str:
@@ -119,9 +109,3 @@ def disagreement(generated: FreeEnergies, reference: Mapping[str, BasinFreeEnerg
                 f"of {allowed:.2f} kT"
             )
     return ""
-
-
-def _energies(generator: BoltzmannGenerator, positions: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        energies = generator.potential(torch.as_tensor(positions).double().to(generator.device))
-    return np.asarray(energies.cpu().numpy())

@@ -123,7 +123,9 @@ def coverage(log_ratio: np.ndarray, in_basin: np.ndarray, reference_weights: np.
     )
 
 
-def log_z_bar(generated_log_weights: np.ndarray, reference_log_weights: np.ndarray, reference_weights: np.ndarray) -> float:
+def log_z_bar(
+    generated_log_weights: np.ndarray, reference_log_weights: np.ndarray, reference_weights: np.ndarray
+) -> float:
     """log Z by Bennett's acceptance ratio between generated and (weighted) reference samples.
 
     Parameters

@@ -127,7 +127,7 @@ class Ensemble:
         """The configurations as an ``mdtraj.Trajectory`` (weights are not part of it)."""
         import mdtraj
 
-        return mdtraj.Trajectory(self.positions, self._molecule().mdtraj_topology)
+        return mdtraj.Trajectory(self.positions, self.require_molecule().mdtraj_topology)
 
     def ramachandran(self, **options: Any) -> Any:
         """Weighted free-energy map over phi and psi; see `boltzgen.plotting.ramachandran`."""
@@ -158,13 +158,20 @@ class Ensemble:
             _atomic(folder / "topology.pdb", lambda path: trajectory[0].save_pdb(str(path)))
             _atomic(folder / "samples.dcd", lambda path: _save_dcd(trajectory, path))
             arrays = {"log_weights": self.log_weights, "energies_kJ_per_mol": self.energies, "log_q": self.log_q}
-            present = {name: values for name, values in arrays.items() if values is not None}
+            present: dict[str, Any] = {name: values for name, values in arrays.items() if values is not None}
             _atomic(folder / "weights.npz", lambda path: np.savez_compressed(path, **present))
         except OSError as error:
             raise OutputError(f"cannot write the samples to {folder}: {error}") from error
         return folder
 
-    def _molecule(self) -> Molecule:
+    def require_molecule(self) -> Molecule:
+        """The molecule.
+
+        Raises
+        ------
+        StructureError
+            If the ensemble belongs to none.
+        """
         if self.molecule is None:
             raise StructureError("this ensemble belongs to no molecule, so it has no topology")
         return self.molecule
@@ -172,7 +179,8 @@ class Ensemble:
     def __repr__(self) -> str:
         molecule = "" if self.molecule is None else f" of {self.molecule!r}"
         bad = f", {self.n_defects} defects" if self.n_defects else ""
-        return f"<Ensemble: {len(self):,} samples{molecule}, ESS {self.ess_fraction:.1%}, Pareto k {self.pareto_k:.2f}{bad}>"
+        quality = f"ESS {self.ess_fraction:.1%}, Pareto k {self.pareto_k:.2f}"
+        return f"<Ensemble: {len(self):,} samples{molecule}, {quality}{bad}>"
 
 
 def _save_dcd(trajectory: Any, path: Path) -> None:

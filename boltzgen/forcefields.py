@@ -15,6 +15,7 @@ from openmm import app
 
 from boltzgen.caps import merge_caps
 from boltzgen.errors import ForceFieldError
+from boltzgen.particle_types import number_types_by_first_use
 from boltzgen.term_audit import TermAudit, audit_terms
 
 __all__ = ["FORCE_FIELDS", "SOLVENTS", "BuiltSystem", "Provenance", "build_system"]
@@ -217,6 +218,7 @@ def _create_system(loaded: app.ForceField, matched: app.Topology, topology: app.
         raise ForceFieldError(
             f"{name} adds particles without an atom (virtual sites, Drude); such force fields are not supported"
         )
+    number_types_by_first_use(system)
     return system
 
 

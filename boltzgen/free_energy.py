@@ -142,9 +142,10 @@ def basin_free_energies(ensemble: Ensemble, basins: Mapping[str, str], verdict: 
     SelectionError
         If an expression does not parse.
     """
+    molecule = ensemble.require_molecule()
     results = {}
     for name, expression in basins.items():
-        inside = np.asarray(parse_basin(expression, ensemble.molecule).contains(ensemble.positions))
+        inside = np.asarray(parse_basin(expression, molecule).contains(ensemble.positions))
         results[name] = _basin(name, expression, ensemble, inside)
     return FreeEnergies(results, verdict or ensemble.verdict())
 

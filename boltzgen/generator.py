@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -24,13 +25,17 @@ SAMPLE_BATCH = 4096
 
 
 class Flow(Protocol):
-    """What a flow must offer: any ``nn.Module`` with these two methods can be trained and sampled."""
+    """What a flow must offer: any ``nn.Module`` with the first two methods can be trained and sampled."""
 
     def sample_and_log_prob(self, n_samples: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Samples (B, ...) and their log-density (B,), both differentiable in the parameters."""
 
     def log_prob(self, positions: Tensor) -> Tensor:
         """Log-density (B,) of samples."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
 
 
 class BoltzmannGenerator:
@@ -57,7 +62,7 @@ class BoltzmannGenerator:
 
     def __init__(
         self,
-        flow: nn.Module,
+        flow: Flow,
         potential: Potential,
         *,
         molecule: Molecule | None = None,
@@ -183,14 +188,25 @@ class BoltzmannGenerator:
             n_defects=int(undefined.sum()) - n_lost,
         )
 
+    def energies(self, positions: np.ndarray) -> np.ndarray:
+        """Energies (n,) in kJ/mol of positions (n, N, 3) in nm, in float64."""
+        with torch.no_grad():
+            energies = self.potential(torch.as_tensor(positions, dtype=torch.float64, device=self.device))
+        return np.asarray(energies.cpu().numpy())
+
+    def contains(self, positions: np.ndarray) -> np.ndarray:
+        """Which configurations (n, N, 3) in nm lie in the domain, where the density is not zero: (n,) bool."""
+        return np.asarray(self._log_q_of(positions) > -np.inf)
+
     def log_weights_of(self, positions: np.ndarray, energies: np.ndarray) -> np.ndarray:
         """log p~ - log q at given (for instance reference) samples (n, N, 3) in nm; +inf outside the domain."""
+        return np.asarray(-energies / self.kT - self._log_q_of(positions))
+
+    def _log_q_of(self, positions: np.ndarray) -> np.ndarray:
         like = next(self.flow.parameters())
         with torch.no_grad():
-            log_q = torch.cat(
-                [self.log_prob(torch.as_tensor(part).to(like)) for part in np.array_split(positions, len(positions) // SAMPLE_BATCH + 1)]
-            )
-        return np.asarray(-energies / self.kT - log_q.double().cpu().numpy())
+            parts = [self.log_prob(part.to(like)) for part in torch.as_tensor(positions).split(SAMPLE_BATCH)]
+        return np.asarray(torch.cat(parts).double().cpu().numpy())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights and description to one safetensors file (no pickle), atomically."""
@@ -213,4 +229,5 @@ class BoltzmannGenerator:
 
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.flow.parameters())
-        return f"<BoltzmannGenerator of {self.molecule or self.potential.name}: {n_parameters:,} parameters on {self.device}>"
+        target = self.molecule or self.potential.name
+        return f"<BoltzmannGenerator of {target}: {n_parameters:,} parameters on {self.device}>"

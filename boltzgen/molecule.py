@@ -153,7 +153,7 @@ class Molecule:
         return Molecule(self.topology, self.system, self.positions, temperature, self.provenance, self.setup)
 
     @property
-    def kT(self) -> float:  # noqa: N802
+    def kT(self) -> float:
         """Thermal energy in kJ/mol."""
         return (unit.MOLAR_GAS_CONSTANT_R * self.temperature).value_in_unit(unit.kilojoule_per_mole)
 

@@ -299,7 +299,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.rng.set_state(state["rng"])
         self.history.records = list(state["history"])
-        self._recent = deque((tuple(entry) for entry in state["recent"]), maxlen=MONITOR_BATCHES)  # type: ignore[arg-type]
+        self._recent = deque((tuple(entry) for entry in state["recent"]), maxlen=MONITOR_BATCHES)
         counts = self.generator.potential.counts
         counts.add(**{key: value - getattr(counts, key) for key, value in state["counts"].items()})
 
@@ -386,5 +386,5 @@ def _predicate(basin: str | Callable[[Tensor], Tensor], molecule: Molecule | Non
 def _heat(generator: BoltzmannGenerator, temperature: unit.Quantity | float) -> float:
     if generator.molecule is None:
         return float(temperature)
-    kelvin = temperature.value_in_unit(unit.kelvin) if unit.is_quantity(temperature) else float(temperature)
+    kelvin = temperature.value_in_unit(unit.kelvin) if isinstance(temperature, unit.Quantity) else float(temperature)
     return float(kelvin / generator.molecule.temperature.value_in_unit(unit.kelvin))

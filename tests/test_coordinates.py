@@ -40,7 +40,10 @@ def test_zmatrix_places_heavy_atoms_first_and_references_only_placed_atoms(dipep
 
 
 def test_named_torsions_are_coordinates(dipeptide, internal):
-    quads = {frozenset((int(a), *map(int, r))) for a, r in zip(internal.zmatrix.atoms, internal.zmatrix.references, strict=True)}
+    quads = {
+        frozenset((int(a), *map(int, r)))
+        for a, r in zip(internal.zmatrix.atoms, internal.zmatrix.references, strict=True)
+    }
     assert {frozenset(atoms) for atoms in dipeptide.torsions.values()} <= quads
 
 
@@ -100,7 +103,11 @@ def test_log_det_is_that_of_the_autograd_jacobian(internal, perturbed):
 
 def _rotation(angle, axis):
     c, s, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
-    rows = [[c, -s, zero], [s, c, zero], [zero, zero, one]] if axis == 2 else [[c, zero, s], [zero, one, zero], [-s, zero, c]]
+    rows = (
+        [[c, -s, zero], [s, c, zero], [zero, zero, one]]
+        if axis == 2
+        else [[c, zero, s], [zero, one, zero], [-s, zero, c]]
+    )
     return torch.stack([torch.stack(row) for row in rows])
 
 

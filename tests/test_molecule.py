@@ -2,7 +2,10 @@
 
 import copy
 import itertools
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -382,3 +385,20 @@ class TestFromOpenmm:
             unbonded.addAtom(atom.name, atom.element, residue)
         with pytest.raises(StructureError, match="not connected"):
             Molecule.from_openmm(unbonded, dipeptide.system, positions)
+
+
+def test_equal_molecules_hash_equal_in_every_process(dipeptide, alanine_dipeptide_pdb):
+    """OpenMM numbers Lennard-Jones types in the order of a set of strings, which PYTHONHASHSEED changes."""
+    code = (
+        "import sys; from boltzgen.molecule import Molecule; "
+        f"sys.stdout.write(Molecule.from_pdb({str(alanine_dipeptide_pdb)!r}).system_hash)"
+    )
+    for hash_seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+        )
+        assert done.stdout == dipeptide.system_hash

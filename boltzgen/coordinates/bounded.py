@@ -56,6 +56,12 @@ class BoundedCoordinates(nn.Module):
         Coordinates that are angles on the circle.
     """
 
+    centre: Tensor
+    width: Tensor
+    limit: Tensor
+    factor: Tensor
+    periodic: Tensor
+
     def __init__(self, centre: Tensor, width: Tensor, limit: Tensor, factor: Tensor, periodic: Tensor) -> None:
         super().__init__()
         self.register_buffer("centre", centre)

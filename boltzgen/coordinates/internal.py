@@ -37,6 +37,11 @@ class InternalCoordinates(nn.Module):
     zmatrix : ZMatrix
     """
 
+    _bond_atoms: Tensor
+    _angle_atoms: Tensor
+    _dihedral_atoms: Tensor
+    _order: Tensor
+
     def __init__(self, zmatrix: ZMatrix) -> None:
         super().__init__()
         self.zmatrix = zmatrix

@@ -17,6 +17,7 @@ from boltzgen.flows.splines import circular_spline, circular_spline_inverse, n_s
 
 __all__ = ["StiffFlow", "TorsionFlow"]
 
+
 def _halves(n: int, layer: int) -> tuple[Tensor, Tensor]:
     """Indices that a layer leaves alone, and those that it moves: each pair of layers moves every variable once."""
     if n == 1:
@@ -27,6 +28,10 @@ def _halves(n: int, layer: int) -> tuple[Tensor, Tensor]:
 
 
 class _Coupling(nn.Module):
+    keep: Tensor
+    move: Tensor
+    order: Tensor
+
     def __init__(self, n: int, layer: int, n_keep_features: int, n_parameters: int, n_context: int, n_hidden: int):
         super().__init__()
         keep, move = _halves(n, layer)

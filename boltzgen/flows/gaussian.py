@@ -25,6 +25,10 @@ class ConditionalGaussian(nn.Module):
     n_context, n_hidden : int
     """
 
+    rows: Tensor
+    columns: Tensor
+    row_sum: Tensor
+
     def __init__(self, n: int, pairs: Tensor, n_context: int, n_hidden: int) -> None:
         super().__init__()
         rows, columns = pairs

@@ -56,6 +56,9 @@ class MolecularFlow(nn.Module):
     config : GeneratorConfig
     """
 
+    _gather: Tensor
+    _scatter: Tensor
+
     def __init__(self, chart: CoordinateChart, config: GeneratorConfig) -> None:
         super().__init__()
         self.chart = chart
