@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Recheck", "final_verdict", "format_answer", "recheck_energies", "result_values"]
 
 N_RECHECK = 1000
+UNCHECKED = "consistent; missing modes not checked"
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,14 @@ def final_verdict(
         if comparison.share_outside > OUTSIDE_LIMIT:
             problem = f"{comparison.share_outside:.2%} of the reference lies outside the domain of the generator"
     problem = problem or disagreement(free_energies, shipped, "the shipped reference")
-    coverages = comparison.coverages if comparison is not None else None
-    found = verdict(ensemble.log_weights, ensemble.n_defects, coverages, problem)
+    coverages = comparison.coverages if comparison is not None else {}
+    visited = {name: value for name, value in coverages.items() if value.n_reference}
+    found = verdict(ensemble.log_weights, ensemble.n_defects, visited, problem)
     if problem and found.verdict != "do not use":
         return Verdict("do not use", problem)
+    if found.verdict == "usable" and len(visited) < len(coverages):
+        never = next(name for name in coverages if name not in visited)
+        return Verdict(UNCHECKED, f"the reference was never in {never}: give it a larger budget")
     return found
 
 

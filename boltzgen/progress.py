@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from boltzgen.training import Training
 
-__all__ = ["Progress", "can_show_bar", "describe_record", "format_duration"]
+__all__ = ["Progress", "can_show_bar", "describe_record", "format_duration", "shown_steps"]
 
 LINE_SECONDS = 15.0
 
@@ -69,6 +69,26 @@ class Progress:
         self._bar.update(record["step"] - self._bar.n)
         if record["step"] == n_steps:
             self.close()
+
+
+def shown_steps(steps: Iterable[int], label: str) -> Iterator[int]:
+    """The same steps, with a bar or lines that tell how far they are."""
+    everything = list(steps)
+    if can_show_bar():
+        with _new_bar(len(everything), 0) as bar:
+            bar.set_description_str(label)
+            for step in everything:
+                yield step
+                bar.update(1)
+        return
+    started = last = time.monotonic()
+    for done, step in enumerate(everything):
+        now = time.monotonic()
+        if done and now - last >= LINE_SECONDS:
+            left = (now - started) / done * (len(everything) - done)
+            _to_stderr(f"{done / len(everything):4.0%}  {label}  {format_duration(left)} left")
+            last = now
+        yield step
 
 
 class _Clock:

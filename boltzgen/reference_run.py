@@ -1,52 +1,81 @@
-"""References for a run: parallel tempering on the spot, and converged results that are shipped."""
+"""References for a run: parallel tempering on the spot, and converged results that ship with the package."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from boltzgen.free_energy import BasinFreeEnergy
 from boltzgen.generator import BoltzmannGenerator
-from boltzgen.molecule import Molecule
-from boltzgen.schedules import Schedule
+from boltzgen.progress import shown_steps
+from boltzgen.sampling import reference, shipped_reference
 
 if TYPE_CHECKING:
     from boltzgen.sampling import SamplingRun
+    from boltzgen.schedules import Schedule
 
-__all__ = ["parallel_tempering", "shipped"]
+__all__ = ["Shipped", "parallel_tempering", "shipped"]
 
 
-def parallel_tempering(
-    generator: BoltzmannGenerator, schedule: Schedule, seed: int, progress: bool = False
-) -> SamplingRun:
-    """Reference samples of the generator's molecule and potential.
+@dataclass(frozen=True)
+class Shipped:
+    """What the package knows of this very System.
+
+    Attributes
+    ----------
+    free_energies : {name: BasinFreeEnergy}
+        Of the basins asked for; empty where nothing is known.
+    ramachandran : (n, n) array or None
+        Probability over phi and psi.
+    """
+
+    free_energies: dict[str, BasinFreeEnergy]
+    ramachandran: np.ndarray | None = None
+
+
+def parallel_tempering(generator: BoltzmannGenerator, schedule: Schedule, seed: int) -> SamplingRun:
+    """Reference samples of the generator's molecule on the same energy.
 
     Other isomers (cis amides, for one), which hot replicas reach and the generator by design does not, are left out.
 
     Parameters
     ----------
+    generator : BoltzmannGenerator
     schedule : Schedule
-        Says how many steps the budget affords.
-    progress : bool
-        Whether to show a bar.
+        Says how many evaluations the budget affords.
+    seed : int
     """
-    from boltzgen.sampling import parallel_tempering as sample
-    from boltzgen.sampling.domain import domain_of
-
-    molecule = generator.molecule
-    run = sample(
-        molecule,
-        generator.potential,
-        n_steps=schedule.reference_steps,
+    everywhere = (lambda positions: np.ones(len(positions), bool)) if schedule.config.omega == "free" else None
+    # A potential of its own: it is counted apart from the generator's, and compiled when that pays.
+    return reference(
+        generator.molecule,
+        {},
+        schedule.reference_evaluations,
+        domain=everywhere,
         seed=seed,
         device=generator.device,
-        progress=progress,
+        progress=lambda steps: shown_steps(steps, "parallel tempering"),
+    ).run
+
+
+def shipped(generator: BoltzmannGenerator, basins: Mapping[str, str], omega: str) -> Shipped:
+    """The converged reference for these basins, known by their expressions, in the generator's domain."""
+    summary = shipped_reference(generator.molecule) if omega == "trans" else None
+    if summary is None:
+        return Shipped({})
+    known = {_plain(entry["expression"]): name for name, entry in summary.free_energies.items()}
+    return Shipped(
+        {
+            name: summary.basin(known[_plain(expression)], generator.kT)
+            for name, expression in basins.items()
+            if _plain(expression) in known
+        },
+        summary.ramachandran,
     )
-    if schedule.config.omega == "trans":
-        run = run.restricted(domain_of(molecule)(run.ensemble.positions))
-    return run
 
 
-def shipped(molecule: Molecule, basins: Mapping[str, str]) -> dict[str, BasinFreeEnergy]:
-    """The converged reference for these basins of this very System, where the package has one."""
-    return {}
+def _plain(expression: str) -> str:
+    return "".join(expression.split())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from openmm import unit
 
@@ -27,7 +28,7 @@ from boltzgen.generator_description import rebuild
 from boltzgen.interrupts import Interrupts, RunInterrupted
 from boltzgen.molecule import Molecule
 from boltzgen.output_files import OutputFolder, write_bytes, write_json
-from boltzgen.progress import Progress, can_show_bar
+from boltzgen.progress import Progress
 from boltzgen.report import write_report
 from boltzgen.run_options import RunOptions, choose_basins, choose_device
 from boltzgen.sampling import SamplingRun
@@ -75,8 +76,10 @@ class RunResult:
         Where its files are.
     values : dict
         As in ``result.json``.
-    generator, ensemble, history, reference :
-        The trained generator, its samples, the training, and the reference samples if there are any.
+    generator, ensemble, history :
+        The trained generator, its samples, and the training.
+    reference : Ensemble or (n, n) array or None
+        Samples of the reference, or only its histogram over phi and psi.
     """
 
     folder: Path
@@ -84,7 +87,7 @@ class RunResult:
     generator: BoltzmannGenerator
     ensemble: Ensemble
     history: History
-    reference: Ensemble | None
+    reference: Ensemble | np.ndarray | None
 
     def __str__(self) -> str:
         return format_answer(self.values)
@@ -230,18 +233,18 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
     ensemble.save(folder.path)
     recheck = recheck_energies(ensemble, seed=options.seed)
     free_energies = ensemble.free_energy(prepared.basins)
-    shipped = reference_run.shipped(prepared.molecule, prepared.basins)
+    shipped = reference_run.shipped(generator, prepared.basins, options.omega)
     sampled = _reference(prepared, say) if options.reference else None
     comparison = None if sampled is None else compare(generator, ensemble, sampled, prepared.basins)
-    judged = final_verdict(ensemble, free_energies, comparison, shipped)
-    values = result_values(ensemble, free_energies, judged, comparison, shipped, recheck) | {
+    judged = final_verdict(ensemble, free_energies, comparison, shipped.free_energies)
+    values = result_values(ensemble, free_energies, judged, comparison, shipped.free_energies, recheck) | {
         "energy_evaluations": counts["energy"],
         "force_evaluations": counts["force"],
         "recheck_evaluations": recheck.n,
         "reference_evaluations": 0 if sampled is None else sampled.evaluations,
         "wall_seconds": _wall_seconds(prepared),
     }
-    reference = comparison.reference if comparison is not None else None
+    reference = comparison.reference if comparison is not None else shipped.ramachandran
     result = RunResult(folder.path, values, generator, ensemble, prepared.training.history, reference)
     _write(prepared, result)
     return result
@@ -249,9 +252,7 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
 
 def _reference(prepared: PreparedRun, say: Say) -> SamplingRun:
     say("running the reference: parallel tempering on the same energy")
-    sampled = reference_run.parallel_tempering(
-        prepared.generator, prepared.schedule, prepared.options.seed, progress=can_show_bar()
-    )
+    sampled = reference_run.parallel_tempering(prepared.generator, prepared.schedule, prepared.options.seed)
     say(sampled.report())
     return sampled
 

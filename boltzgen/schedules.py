@@ -13,6 +13,7 @@ __all__ = ["PRESETS", "BudgetError", "Preset", "Schedule", "make_schedule", "par
 
 HOT_KELVIN = 1200.0  # every basin of a peptide is in easy reach
 FEWEST_EVALUATIONS = 10_000
+FEWEST_OF_REFERENCE = 1_000_000
 
 
 class BudgetError(BoltzgenError, ValueError):
@@ -30,23 +31,23 @@ class Preset:
     batch_size : int
     annealing : float
         Share of the training spent hot and cooling; the rest refines at the target temperature.
-    reference_steps : int
-        Steps of each of the 512 walkers of parallel tempering, where a reference is asked for.
+    reference_evaluations : int
+        Of parallel tempering, where a reference is asked for.
     config : GeneratorConfig
         Sizes of the networks.
     """
 
     evaluations: int
-    reference_steps: int
+    reference_evaluations: int
     batch_size: int = 512
     annealing: float = 0.7
     config: GeneratorConfig = field(default_factory=GeneratorConfig)
 
 
 PRESETS = {
-    "quick": Preset(evaluations=900_000, reference_steps=10_000),
-    "standard": Preset(evaluations=4_500_000, reference_steps=40_000),
-    "thorough": Preset(evaluations=20_000_000, reference_steps=200_000),
+    "quick": Preset(evaluations=900_000, reference_evaluations=5_000_000),
+    "standard": Preset(evaluations=4_500_000, reference_evaluations=50_000_000),
+    "thorough": Preset(evaluations=20_000_000, reference_evaluations=500_000_000),
 }
 
 
@@ -64,7 +65,7 @@ class Schedule:
     stages: tuple[Stage, ...]
     batch_size: int
     config: GeneratorConfig
-    reference_steps: int
+    reference_evaluations: int
 
     @property
     def n_steps(self) -> int:
@@ -117,9 +118,9 @@ def make_schedule(budget: str | int, kelvin: float, omega: str = "trans") -> Sch
     n_steps = evaluations // preset.batch_size
     n_annealing, heat = round(preset.annealing * n_steps), max(HOT_KELVIN / kelvin, 1.0)
     stages = (*annealing_stages(heat, n_annealing), refinement_stage(n_steps - n_annealing))
-    reference_steps = round(preset.reference_steps * evaluations / preset.evaluations)
+    tempering = max(round(preset.reference_evaluations * evaluations / preset.evaluations), FEWEST_OF_REFERENCE)
     config = replace(preset.config, omega=omega)
-    return Schedule(str(budget), stages, preset.batch_size, config, max(reference_steps, 1000))
+    return Schedule(str(budget), stages, preset.batch_size, config, tempering)
 
 
 def _nearest(evaluations: int) -> Preset:
