@@ -39,14 +39,14 @@ class Preset:
 
     evaluations: int
     reference_evaluations: int
-    batch_size: int = 512
-    annealing: float = 0.7
+    batch_size: int = 768
+    annealing: float = 0.6
     config: GeneratorConfig = field(default_factory=GeneratorConfig)
 
 
 PRESETS = {
     "quick": Preset(evaluations=900_000, reference_evaluations=5_000_000),
-    "standard": Preset(evaluations=4_500_000, reference_evaluations=50_000_000),
+    "standard": Preset(evaluations=4_000_000, reference_evaluations=50_000_000),
     "thorough": Preset(evaluations=20_000_000, reference_evaluations=500_000_000),
 }
 

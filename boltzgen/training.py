@@ -360,8 +360,8 @@ def _run_shown(training: Training) -> History:
 
 
 def annealing_stages(heat: float, n_steps: int) -> list[Stage]:
-    """A quarter of the steps hot with reverse KL, the rest cooling with L2+."""
-    hot = n_steps // 4
+    """A tenth of the steps hot with reverse KL, the rest cooling with L2+."""
+    hot = n_steps // 10
     return [
         Stage("hot", "reverse-kl", hot, heat, heat),
         Stage("cooling", "l2+", n_steps - hot, heat, 1.0),

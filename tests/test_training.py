@@ -68,7 +68,7 @@ def test_anneal_counts_its_evaluations():
     history = anneal(generator, t_start=4.0, budget=20_000, batch_size=100)
     counts = generator.potential.counts
     assert counts.energy == 20_000
-    assert counts.force == 5_000  # only the hot quarter asks for forces
+    assert counts.force == 2_000  # only the hot tenth asks for forces
     table = history.table()
     assert table["temperature"][0] == pytest.approx(4.0)
     assert table["temperature"][-1] == pytest.approx(1.0)

@@ -32,10 +32,10 @@ class GeneratorConfig:
         Whether amide torsions are stiff (they stay as in the structure) or free.
     """
 
-    torsion_layers: int = 6
+    torsion_layers: int = 4
     torsion_hidden: int = 64
-    stiff_layers: int = 8
-    stiff_hidden: int = 128
+    stiff_layers: int = 4
+    stiff_hidden: int = 96
     n_bins: int = 12
     n_harmonics: int = 3
     omega: str = "trans"
