@@ -32,6 +32,7 @@ _HOMES = {
     "anneal": "training",
     "finetune": "training",
     "parse_basin": "collective_variables",
+    "pretrain": "pretraining",
     "write_report": "report",
 }
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "losses",
     "parse_basin",
     "plotting",
+    "pretrain",
     "report",
     "run",
     "sampling",

@@ -14,11 +14,14 @@ from scipy.stats import t as student_t
 
 from boltzgen.collective_variables import parse_basin
 from boltzgen.diagnostics import Verdict, effective_sample_fraction, normalized_weights
+from boltzgen.diagnostics import verdict as verdict_on
 
 if TYPE_CHECKING:
+    from boltzgen.energy import Potential
     from boltzgen.ensemble import Ensemble
+    from boltzgen.molecule import Molecule
 
-__all__ = ["BasinFreeEnergy", "FreeEnergies", "LogZ", "basin_free_energies", "log_z"]
+__all__ = ["BasinFreeEnergy", "FreeEnergies", "LogZ", "Perturbation", "basin_free_energies", "log_z", "perturb"]
 
 KJ_PER_KCAL = 4.184
 
@@ -148,6 +151,88 @@ def basin_free_energies(ensemble: Ensemble, basins: Mapping[str, str], verdict: 
         inside = np.asarray(parse_basin(expression, molecule).contains(ensemble.positions))
         results[name] = _basin(name, expression, ensemble, inside)
     return FreeEnergies(results, verdict or ensemble.verdict())
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Free-energy difference from one energy function to another on the same atoms, with a 95 % interval.
+
+    Attributes
+    ----------
+    delta_f_kT, low_kT, high_kT : float
+        In units of kT.
+    kT : float
+        kJ/mol.
+    ess_fraction : float
+        Effective sample size under the other energy, over n: small where the two hardly overlap.
+    verdict : Verdict
+        On the weights under the other energy.
+    """
+
+    delta_f_kT: float
+    low_kT: float
+    high_kT: float
+    kT: float
+    ess_fraction: float
+    verdict: Verdict
+
+    @property
+    def delta_f_kJ_per_mol(self) -> float:
+        return self.delta_f_kT * self.kT
+
+    @property
+    def delta_f_kcal_per_mol(self) -> float:
+        return self.delta_f_kT * self.kT / KJ_PER_KCAL
+
+    def __str__(self) -> str:
+        half = 0.5 * (self.high_kT - self.low_kT)
+        value = f"ΔF = {self.delta_f_kT:.3f} ± {half:.3f} kT = {self.delta_f_kJ_per_mol:.2f} kJ/mol"
+        return f"{value} (95 %; ESS under the other energy {self.ess_fraction:.1%})\nverdict: {self.verdict}"
+
+
+def perturb(ensemble: Ensemble, other: Molecule | Potential) -> Perturbation:
+    """Free energy of another energy function minus that of the ensemble's own, at the same temperature and domain.
+
+    One-sided: ``-kT ln <exp(-(U_other - U) / kT)>`` over the weighted ensemble, with a delta-method interval.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+        Independent samples with energies.
+    other : Molecule or Potential
+        On the same atoms in the same order.
+
+    Raises
+    ------
+    ValueError
+        If the ensemble has no energies, or its samples are correlated.
+    PotentialError
+        If the number of atoms differs.
+
+    References
+    ----------
+    Zwanzig, J. Chem. Phys. 22, 1420 (1954); Felardos, Hénin, Charpiat (2022), equation 8.
+    """
+    import torch
+
+    from boltzgen.energy import potential as choose_potential
+
+    if ensemble.energies is None or ensemble.groups is not None:
+        raise ValueError("a perturbation needs independent samples with energies, as a generator draws them")
+    target = choose_potential(other) if hasattr(other, "topology") else other
+    with torch.no_grad():
+        energies = target(torch.as_tensor(ensemble.positions).double()).numpy()
+    n_undefined = int(np.isnan(energies).sum())
+    here = ensemble.log_weights
+    with np.errstate(invalid="ignore"):
+        there = here - (energies - ensemble.energies) / ensemble.kT
+    there = np.where(np.isfinite(here) & ~np.isnan(energies), there, -np.inf)
+    difference = float(logsumexp(here) - logsumexp(there))
+    influence = normalized_weights(there) - normalized_weights(here)
+    spread = float(norm.ppf(0.975) * np.sqrt(np.square(influence).sum()))
+    judged = verdict_on(there, ensemble.n_defects + n_undefined)
+    ess = effective_sample_fraction(there)
+    return Perturbation(difference, difference - spread, difference + spread, ensemble.kT, ess, judged)
 
 
 def _basin(name: str, expression: str, ensemble: Ensemble, inside: np.ndarray) -> BasinFreeEnergy:

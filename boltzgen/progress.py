@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
@@ -138,13 +139,13 @@ def _new_bar(n_steps: int, initial: int) -> Any:
         from tqdm.auto import tqdm
 
         layout = "{percentage:3.0f}%|{bar:20}| {desc}"
-        return tqdm(total=n_steps, initial=initial, bar_format=layout, dynamic_ncols=True, mininterval=0.5)
+        return tqdm(total=n_steps, initial=initial, bar_format=layout, dynamic_ncols=True, mininterval=0.5, delay=1e-3)
 
 
 def can_show_bar() -> bool:
     """Whether standard error is a terminal, or this is a notebook."""
     if sys.stderr is not None and sys.stderr.isatty():
-        return True
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some pseudo-terminals have no width
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None and "ipykernel" in sys.modules else None
     return shell is not None and hasattr(shell, "kernel")

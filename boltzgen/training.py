@@ -216,7 +216,7 @@ class Training:
         norm = torch.nn.utils.clip_grad_norm_(self.generator.flow.parameters(), MAX_GRADIENT_NORM)
         if torch.isfinite(norm):
             self.optimizer.step()
-            self._update_average(within)
+            self._update_average()
         else:
             self._skipped += 1
             log.warning("step %d skipped: the gradient is not finite (%d so far)", self.step, self._skipped)
@@ -229,7 +229,7 @@ class Training:
             energy = self.generator.potential(positions)
         return positions, self.generator.flow.log_prob(positions), energy
 
-    def _update_average(self, within: int) -> None:
+    def _update_average(self) -> None:
         decay = min(AVERAGING, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.generator.flow.parameters()], 1 - decay)
 

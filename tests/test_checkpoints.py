@@ -18,7 +18,6 @@ from boltzgen.errors import CheckpointError, OutputError
 from boltzgen.interrupts import Interrupts, RunInterrupted
 from boltzgen.model_file import load_generator
 from boltzgen.output_files import OutputFolder, write_bytes, write_json
-from boltzgen.progress import Progress
 from boltzgen.run import RunOptions, execute, prepare
 from boltzgen.schedules import make_schedule
 from boltzgen.training import Stage, Training
@@ -43,19 +42,25 @@ def parameters(generator):
 
 
 def test_interrupted_and_resumed_is_the_same_to_the_last_bit(options, finished_run, monkeypatch):
-    class SignalAtFirstRecord(Progress):
-        def __call__(self, record, training):
-            os.kill(os.getpid(), signal.SIGTERM)
+    class SignalInSeventhStep(Interrupts):
+        asked = 0
 
-    monkeypatch.setattr(run_module, "Progress", SignalAtFirstRecord)
+        def requested(self):
+            self.asked += 1
+            if self.asked == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().requested()
+
+    monkeypatch.setattr(run_module, "Interrupts", SignalInSeventhStep)
     with pytest.raises(RunInterrupted) as stop:
         execute(prepare(options))
     assert stop.value.signal_number == signal.SIGTERM
     assert [path.name for path in options.folder.iterdir()] == ["checkpoint.pt"]
     checkpoint = load_checkpoint(stop.value.checkpoint)
-    assert 0 < checkpoint.step < make_schedule(options.budget, options.temperature).n_steps
+    assert checkpoint.step in (6, 7)
+    assert checkpoint.step < make_schedule(options.budget, options.temperature).n_steps
 
-    monkeypatch.setattr(run_module, "Progress", Progress)
+    monkeypatch.setattr(run_module, "Interrupts", Interrupts)
     result = execute(prepare(replace(options, resume=True)))
     whole = load_generator(finished_run.folder / "model.safetensors")
     for name, value in parameters(result.generator).items():

@@ -107,7 +107,8 @@ def test_result_follows_from_the_files(result, samples):
 
 def test_energies_are_those_of_openmm(result, samples):
     assert result["openmm_recheck"]["n"] == result["recheck_evaluations"] == 1000
-    assert result["openmm_recheck"]["max_abs_difference_kJ_per_mol"] < 1e-6
+    # Both in double precision; an untrained generator has samples of 1e6 kJ/mol and more among them.
+    assert result["openmm_recheck"]["max_abs_difference_kJ_per_mol"] < 1e-4
     arrays = samples[1]
     kT = 8.31446261815324e-3 * 300
     again = -arrays["energies_kJ_per_mol"] / kT - arrays["log_q"]

@@ -100,6 +100,22 @@ def test_saved_files_hold_the_same_samples(ensemble, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["samples.dcd", "topology.pdb", "weights.npz"]
 
 
+def test_perturbation_of_a_harmonic_well():
+    """From stiffness 4 to 6 in three dimensions: ΔF = 1.5 kT ln(6/4)."""
+    from analytic import GaussianFlow, Harmonic
+
+    from boltzgen.free_energy import perturb
+    from boltzgen.generator import BoltzmannGenerator
+
+    generator = BoltzmannGenerator(GaussianFlow(log_scale=-0.6), Harmonic(4.0), kT=1.0)
+    hits, truth = 0, 1.5 * math.log(6 / 4)
+    for _ in range(200):
+        result = perturb(generator.sample(1000), Harmonic(6.0))
+        hits += result.low_kT <= truth <= result.high_kT
+    assert hits / 200 == pytest.approx(0.95, abs=0.046)
+    assert result.verdict.verdict.startswith("consistent")
+
+
 def test_slices_and_resampling(ensemble):
     part = ensemble[10:20]
     assert len(part) == 10
