@@ -113,6 +113,7 @@ if TYPE_CHECKING:
     from boltzgen.molecule import Molecule
     from boltzgen.report import write_report
     from boltzgen.run_options import RunOptions
+    from boltzgen.pretraining import pretrain
     from boltzgen.training import History, Stage, Training, anneal, finetune
 
 
