@@ -111,9 +111,9 @@ if TYPE_CHECKING:
     from boltzgen.free_energy import BasinFreeEnergy, FreeEnergies
     from boltzgen.generator import BoltzmannGenerator
     from boltzgen.molecule import Molecule
+    from boltzgen.pretraining import pretrain
     from boltzgen.report import write_report
     from boltzgen.run_options import RunOptions
-    from boltzgen.pretraining import pretrain
     from boltzgen.training import History, Stage, Training, anneal, finetune
 
 
