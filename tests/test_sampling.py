@@ -313,3 +313,21 @@ def test_openmmtools_gives_the_same_kind_of_run(capfd: pytest.CaptureFixture[str
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""
+
+
+def test_the_shipped_reference_is_converged_and_matched_by_system_and_temperature() -> None:
+    from boltzgen.molecule import Molecule
+
+    alanine = Molecule.from_pdb("systems/alanine_dipeptide.pdb")
+    shipped = sampling.shipped_reference(alanine)
+    assert shipped is not None
+    basin = shipped.basin("C7ax", alanine.kT)
+    assert basin.half_width_kT <= 0.05
+    assert basin.low_kT < basin.delta_f_kT < basin.high_kT
+    assert basin.delta_f_kT == pytest.approx(-np.log(basin.probability / (1 - basin.probability)))
+    for check in ("starts", "half_time_step"):
+        assert abs(shipped.checks[check]["difference_kT"]) <= shipped.checks[check]["half_width_kT"]
+    assert shipped.ramachandran.shape == (72, 72)
+    # The same basin from the picture: phi in cells of 5 degrees from -180; rounded to three digits.
+    assert shipped.ramachandran[36:66].sum() == pytest.approx(basin.probability, rel=1e-2)
+    assert sampling.shipped_reference(alanine.with_temperature(310 * unit.kelvin)) is None
