@@ -2,7 +2,7 @@
 
     python benchmarks/reference.py [--steps 400000] [--walkers 512] [--seed 1] [--work runs/reference]
 
-Learns a flattening bias on (phi, psi); samples under it from C7eq, from C7ax, and at half the time step from both (twice);
+Learns a flattening bias on (phi, psi); samples under it from C7eq, from C7ax, and twice at half the time step;
 reweights; writes benchmarks/results/reference_*.npz (frames with log-weights) and boltzgen/data/reference_*.json (the
 summary that ships). Each finished stage is kept in --work and not repeated: start the same command again to go on.
 """

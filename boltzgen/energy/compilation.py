@@ -42,7 +42,7 @@ def compile_program(program: TermProgram, n_atoms: int, batch: int, forces: bool
     """
 
     def eager(x: Tensor) -> tuple[Tensor, Tensor | None]:
-        return program(x, forces)
+        return program.by_difference(x, forces)
 
     logger.info("compiling the energy%s, once; this takes 10 to 40 seconds", " and forces" if forces else "")
     # A code object of its own: dynamo counts recompilations by code object, and gives up after eight.
@@ -59,8 +59,13 @@ def compile_program(program: TermProgram, n_atoms: int, batch: int, forces: bool
         lines = str(error).strip().splitlines()
         reason = f"torch.compile cannot be used: {lines[0] if lines else type(error).__name__}"
         logger.warning("%s; evaluating without it", reason)
-        return eager, reason
-    return compiled, ""
+        return lambda x: program(x, forces), reason
+
+    def evaluate(x: Tensor) -> tuple[Tensor, Tensor | None]:
+        energy, slopes = compiled(x)
+        return energy, None if slopes is None else program.by_atom(slopes)
+
+    return evaluate, ""
 
 
 def _compare(expected: Tensor | None, found: Tensor | None) -> None:

@@ -36,7 +36,6 @@ class TermProgram(nn.Module):
 
     head: Tensor
     tail: Tensor
-    incidence: Tensor
     bond: Tensor
     pair: Tensor
     angle: Tensor
@@ -48,6 +47,7 @@ class TermProgram(nn.Module):
 
     def __init__(self, tables: TermTables, n_atoms: int) -> None:
         super().__init__()
+        self.n_atoms = n_atoms
         self.constant = tables.constant
         cmap_first, cmap_second = tables.cmaps[:, :4], tables.cmaps[:, 4:]
         dihedrals = np.concatenate((tables.torsions, tables.impropers, cmap_first, cmap_second))
@@ -60,7 +60,6 @@ class TermProgram(nn.Module):
         head, tail = np.concatenate(ends).T
         self._keep("head", head)
         self._keep("tail", tail)
-        self._keep("incidence", _incidence(head, tail, n_atoms))
         self._columns("bond", tables.bond_parameters)
         self._columns("pair", tables.pair_parameters)
         self._columns("angle", tables.angle_parameters)
@@ -99,7 +98,13 @@ class TermProgram(nn.Module):
         (B,) tensor, (3, N, B) tensor or None
             kJ/mol and kJ/mol/nm.
         """
-        d = x[:, self.head] - x[:, self.tail]
+        energy, slopes = self.by_difference(x, gradient)
+        return energy, None if slopes is None else self.by_atom(slopes)
+
+    def by_difference(self, x: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """As `forward`, but with the gradient with respect to every difference vector, (3, differences, B)."""
+        # index_select is five times as fast as indexing with a tensor.
+        d = x.index_select(1, self.head) - x.index_select(1, self.tail)
         energy = x.new_full((x.shape[2],), self.constant)
         gradients: list[Tensor] = []
         split = torch.split(d, [self.n_bonds, self.n_pairs, *[self.n_angles] * 2, *[self.n_dihedrals] * 3], dim=1)
@@ -115,7 +120,17 @@ class TermProgram(nn.Module):
                 gradients.extend(slopes)
         if not gradient:
             return energy, None
-        return energy, torch.matmul(self.incidence, torch.cat(gradients, dim=1)) if gradients else torch.zeros_like(x)
+        return energy, torch.cat(gradients, dim=1) if gradients else torch.zeros_like(d)
+
+    def by_atom(self, slopes: Tensor) -> Tensor:
+        """Gradient by atom, (3, N, B), from that by difference vector.
+
+        With whole rows of samples added at a time, index_add is the fastest on a CPU: 0.16 us per configuration of a
+        dipeptide against 0.46 us for a product with the incidence matrix, and ten times that ratio at 150 atoms. It
+        stays outside torch.compile, which makes atomic additions of it.
+        """
+        total = slopes.new_zeros(3, self.n_atoms, slopes.shape[2])
+        return total.index_add_(1, self.head, slopes).index_add_(1, self.tail, slopes, alpha=-1)
 
     def _bond_energy(self, gradient: bool, d: Tensor) -> tuple[Tensor, list[Tensor]]:
         k, r0 = self.bond
@@ -249,10 +264,3 @@ def _polynomials(parameters: Floats) -> Floats:
 def _degree(coefficients: Floats) -> int:
     used = np.nonzero(np.any(coefficients != 0, axis=0))[0]
     return int(used[-1]) if len(used) else -1
-
-
-def _incidence(head: np.ndarray, tail: np.ndarray, n_atoms: int) -> Floats:
-    matrix = np.zeros((n_atoms, len(head)))
-    matrix[head, np.arange(len(head))] += 1
-    matrix[tail, np.arange(len(head))] -= 1
-    return matrix
