@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,9 +67,10 @@ def shipped(generator: BoltzmannGenerator, basins: Mapping[str, str], omega: str
     if summary is None:
         return Shipped({})
     known = {_plain(entry["expression"]): name for name, entry in summary.free_energies.items()}
+    source = f"converged reference; {summary.command.strip()}"
     return Shipped(
         {
-            name: summary.basin(known[_plain(expression)], generator.kT)
+            name: replace(summary.basin(known[_plain(expression)], generator.kT), method=source)
             for name, expression in basins.items()
             if _plain(expression) in known
         },
