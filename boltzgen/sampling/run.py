@@ -64,7 +64,7 @@ class SamplingRun:
     seed: int
     temperatures: np.ndarray = field(default_factory=lambda: np.zeros(0))
     swap_acceptance: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    round_trips: int = 0
+    round_trips: int | None = None
     outside: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,9 +93,9 @@ class SamplingRun:
         ]
         if len(self.swap_acceptance):
             swaps = ", ".join(f"{value:.2f}" for value in self.swap_acceptance)
+            trips = "" if self.round_trips is None else f"; {self.round_trips} round trips"
             lines.append(
-                f"temperatures {self.temperatures[0]:.0f}-{self.temperatures[-1]:.0f} K; "
-                f"accepted swaps {swaps}; {self.round_trips} round trips"
+                f"temperatures {self.temperatures[0]:.0f}-{self.temperatures[-1]:.0f} K; accepted swaps {swaps}{trips}"
             )
         if self.outside:
             lines.append(f"outside the domain, left out: {self.outside:.2e} of the weight")
