@@ -23,6 +23,9 @@ help:
 demo: $(INSTALLED)
 	$(BIN)/python -m boltzgen run systems/alanine_dipeptide.pdb --out $(DEMO)
 
+# One thread: the tests are small, and two threads on a busy machine wait for each other most of the time.
+test notebooks: export OMP_NUM_THREADS = 1
+
 test: lint
 	$(BIN)/python -m pytest
 
