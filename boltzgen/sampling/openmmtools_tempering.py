@@ -77,27 +77,22 @@ def openmmtools_tempering(
     if not unit.is_quantity(positions):
         positions = np.asarray(positions, dtype=np.float64) * unit.nanometer
     with _silence(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        from openmmtools import cache, mcmc, multistate, states
+        sampler, reporter = _sampler(
+            Path(folder),
+            molecule,
+            n_iterations,
+            steps_per_iteration,
+            platform,
+            {
+                "timestep": in_femtoseconds(time_step) * unit.femtosecond,
+                "collision_rate": friction / unit.picosecond,
+            },
+        )
+        from openmmtools import states
 
         np.random.seed(seed % 2**32)
-        move = mcmc.LangevinSplittingDynamicsMove(
-            timestep=in_femtoseconds(time_step) * unit.femtosecond,
-            collision_rate=friction / unit.picosecond,
-            n_steps=steps_per_iteration,
-            reassign_velocities=False,
-            splitting="V R O R V",
-        )
-        sampler = multistate.ParallelTemperingSampler(mcmc_moves=move, number_of_iterations=n_iterations)
-        contexts = cache.ContextCache(capacity=None, platform=_platform(platform))
-        sampler.energy_context_cache = sampler.sampler_context_cache = contexts
-        reporter = multistate.MultiStateReporter(
-            str(Path(folder) / "run.nc"),
-            checkpoint_interval=n_iterations,
-            analysis_particle_indices=tuple(range(molecule.system.getNumParticles())),
-        )
-        system = without_unused_maps(molecule.system)
         sampler.create(
-            states.ThermodynamicState(system, molecule.temperature),
+            states.ThermodynamicState(without_unused_maps(molecule.system), molecule.temperature),
             states.SamplerState(positions),
             reporter,
             min_temperature=molecule.temperature,
@@ -128,6 +123,26 @@ def openmmtools_tempering(
         swap_acceptance=np.diag(accepted, 1) / np.maximum(np.diag(proposed, 1), 1),
         settings={"n_blocks": n_blocks, "friction": friction, "platform": platform},
     )
+
+
+def _sampler(
+    folder: Path, molecule: Any, n_iterations: int, n_steps: int, platform: str, dynamics: dict[str, Any]
+) -> tuple[Any, Any]:
+    """The sampler, and the reporter that keeps every frame in a temporary file."""
+    from openmmtools import cache, mcmc, multistate
+
+    move = mcmc.LangevinSplittingDynamicsMove(
+        n_steps=n_steps, reassign_velocities=False, splitting="V R O R V", **dynamics
+    )
+    sampler = multistate.ParallelTemperingSampler(mcmc_moves=move, number_of_iterations=n_iterations)
+    contexts = cache.ContextCache(capacity=None, platform=_platform(platform))
+    sampler.energy_context_cache = sampler.sampler_context_cache = contexts
+    reporter = multistate.MultiStateReporter(
+        str(folder / "run.nc"),
+        checkpoint_interval=n_iterations,
+        analysis_particle_indices=tuple(range(molecule.system.getNumParticles())),
+    )
+    return sampler, reporter
 
 
 def _statistics(reporter: Any, n_iterations: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
