@@ -26,10 +26,11 @@ import openmm
 import torch
 
 from boltzgen import __version__
+from boltzgen.diagnostics import Verdict
 from boltzgen.energy import CompiledPotential
 from boltzgen.energy.read import fingerprint
 from boltzgen.ensemble import Ensemble
-from boltzgen.free_energy import BasinFreeEnergy
+from boltzgen.free_energy import BasinFreeEnergy, basin_free_energies
 from boltzgen.molecule import Molecule
 from boltzgen.sampling import BiasedEnergy, SamplingRun, TorsionBias, flattened_sampling, learn_bias, torsion_angles
 from boltzgen.sampling.domain import domain_of
@@ -173,7 +174,7 @@ def collect(molecule: Molecule, runs: dict[str, dict[str, np.ndarray]], options:
     for name, members in names.items():
         chosen = [runs[member] for member in members]
         ensemble, outside = ensemble_of(molecule, chosen)
-        estimates[name] = ensemble.free_energy(BASINS)["C7ax"]
+        estimates[name] = basin_free_energies(ensemble, BASINS, Verdict("", ""))["C7ax"]
         entries[name] = entry(estimates[name], ensemble, outside, chosen)
         log.info("%s: %s", name, estimates[name])
         if name == "pooled":

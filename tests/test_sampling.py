@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -156,6 +157,8 @@ def test_swap_statistics_and_energies(tempered: sampling.SamplingRun) -> None:
     assert tempered.ensemble.energies is not None
     np.testing.assert_allclose(double_well(positions).numpy(), tempered.ensemble.energies, rtol=1e-4, atol=1e-3)
     assert "round trips" in tempered.report()
+    assert tempered.verdict().verdict.startswith("consistent")
+    assert dataclasses.replace(tempered, round_trips=0).verdict().verdict == "do not use"
 
 
 def test_the_same_seed_gives_the_same_frames() -> None:

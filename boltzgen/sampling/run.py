@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from openmm import unit
 
+from boltzgen.diagnostics import Verdict
 from boltzgen.ensemble import Ensemble
 
 if TYPE_CHECKING:
@@ -70,7 +71,19 @@ class SamplingRun:
 
     def free_energy(self, basins: Mapping[str, str]) -> FreeEnergies:
         """Free energy of each basin against all else, errors from the independent groups."""
-        return self.ensemble.free_energy(basins)
+        from boltzgen.free_energy import basin_free_energies
+
+        return basin_free_energies(self.ensemble, basins, self.verdict())
+
+    def verdict(self) -> Verdict:
+        """What the record of the run allows to claim; importance-sampling diagnostics do not apply to trajectories."""
+        if self.round_trips == 0:
+            return Verdict("do not use", "no replica has gone from the lowest to the highest temperature and back")
+        trips = "" if self.round_trips is None else f", {self.round_trips} round trips of replicas"
+        reason = (
+            f"{self.method}, {self.evaluations:.2g} evaluations{trips}; a mode that no walker has found is not seen"
+        )
+        return Verdict("consistent; missing modes not checked", reason)
 
     def restricted(self, inside: np.ndarray) -> SamplingRun:
         """The run without the frames outside a domain; their share of the weight is kept in `outside`.
