@@ -1,6 +1,6 @@
 """The picture of the README: Ramachandran maps of a finished run and of the converged reference.
 
-    python benchmarks/readme_figure.py runs/demo_seeds/seed0 [--out docs/ramachandran.png]
+python benchmarks/readme_figure.py runs/demo_seeds/seed0 [--out docs/ramachandran.png]
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from boltzgen.caps import merge_caps
 from boltzgen.errors import ForceFieldError, StructureError
 from boltzgen.forcefields import _load
 from boltzgen.molecule import Molecule
+from boltzgen.particle_types import number_types_by_first_use
 from boltzgen.structure import read_structure
 from boltzgen.term_audit import audit_terms
 
@@ -165,6 +166,7 @@ def test_leaving_out_other_molecules_changes_nothing() -> None:
     """Met-enkephalin has no caps, so the force field as OpenMM loads it must give the same System."""
     molecule = Molecule.from_pdb(DATA / "met_enkephalin.pdb")
     system = _load(("charmm36_2024.xml",)).createSystem(molecule.topology, removeCMMotion=False)
+    number_types_by_first_use(system)
     assert openmm.XmlSerializer.serialize(system) == openmm.XmlSerializer.serialize(molecule.system)
 
 

@@ -65,7 +65,7 @@ def test_l2_plus_keeps_both_wells_and_weights_give_their_proportion():
 
 def test_anneal_counts_its_evaluations():
     generator = harmonic_generator()
-    history = anneal(generator, t_start=4.0, budget=20_000, batch_size=100)
+    history = anneal(generator, t_start=4.0, budget=20_000, batch_size=100, record_every=5)
     counts = generator.potential.counts
     assert counts.energy == 20_000
     assert counts.force == 2_000  # only the hot tenth asks for forces
