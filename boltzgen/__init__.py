@@ -23,7 +23,7 @@ _HOMES = {
     "Molecule": "molecule",
     "OutputError": "errors",
     "PotentialError": "errors",
-    "RunOptions": "run_options",
+    "RunOptions": "run",
     "SelectionError": "errors",
     "Stage": "training",
     "StructureError": "errors",
@@ -113,7 +113,7 @@ if TYPE_CHECKING:
     from boltzgen.molecule import Molecule
     from boltzgen.pretraining import pretrain
     from boltzgen.report import write_report
-    from boltzgen.run_options import RunOptions
+    from boltzgen.run import RunOptions
     from boltzgen.training import History, Stage, Training, anneal, finetune
 
 

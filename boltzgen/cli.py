@@ -194,7 +194,9 @@ def _complain(text: str, kind: str = "error: ") -> None:
 
 def _hint(words: list[str], folder: object) -> None:
     """Say how to go on, where there is something to go on from."""
-    from boltzgen.run import CHECKPOINT, Path
+    from pathlib import Path
+
+    from boltzgen.run import CHECKPOINT
 
     if folder is None or not (Path(str(folder)) / CHECKPOINT).exists():
         return

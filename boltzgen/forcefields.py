@@ -13,10 +13,10 @@ from pathlib import Path
 import openmm
 from openmm import app
 
-from boltzgen.caps import merge_caps
 from boltzgen.errors import ForceFieldError
-from boltzgen.particle_types import number_types_by_first_use
-from boltzgen.term_audit import TermAudit, audit_terms
+from boltzgen.preparation.caps import merge_caps
+from boltzgen.preparation.particle_types import number_types_by_first_use
+from boltzgen.preparation.term_audit import TermAudit, audit_terms
 
 __all__ = ["FORCE_FIELDS", "SOLVENTS", "BuiltSystem", "Provenance", "build_system"]
 

@@ -24,8 +24,8 @@ from boltzgen.errors import CheckpointError
 from boltzgen.flows.molecular import GeneratorConfig, MolecularFlow
 from boltzgen.forcefields import Provenance
 from boltzgen.molecule import Molecule
-from boltzgen.setup_report import SetupRecord
-from boltzgen.term_audit import ResidueTerms, TermAudit
+from boltzgen.preparation.setup_report import SetupRecord
+from boltzgen.preparation.term_audit import ResidueTerms, TermAudit
 
 if TYPE_CHECKING:
     from boltzgen.energy.base import Potential

@@ -14,10 +14,10 @@ from openmm import app, unit
 
 from boltzgen.errors import ForceFieldError, StructureError
 from boltzgen.forcefields import Provenance, build_system
-from boltzgen.protonation import Protonated, add_missing_hydrogens
-from boltzgen.setup_report import SetupRecord, format_report
-from boltzgen.structure import Structure, check_connected, d_residues, read_structure
-from boltzgen.torsions import named_torsions
+from boltzgen.preparation.protonation import Protonated, add_missing_hydrogens
+from boltzgen.preparation.setup_report import SetupRecord, format_report
+from boltzgen.preparation.structure import Structure, check_connected, d_residues, read_structure
+from boltzgen.preparation.torsions import named_torsions
 
 if TYPE_CHECKING:
     import mdtraj

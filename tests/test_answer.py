@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from boltzgen.answer import UNCHECKED, Recheck, final_verdict, format_answer, recheck_energies, result_values
 from boltzgen.collective_variables import parse_basin, parse_variable
-from boltzgen.comparison import compare, disagreement
 from boltzgen.energy.base import EvaluationCounts
 from boltzgen.free_energy import BasinFreeEnergy
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.progress import describe_record, format_duration, shown_steps
+from boltzgen.run.answer import UNCHECKED, Recheck, final_verdict, format_answer, recheck_energies, result_values
+from boltzgen.run.comparison import compare, disagreement
 from boltzgen.sampling import SamplingRun
 
 BASINS = {"C7ax": "0 < phi < 150"}
@@ -126,7 +126,7 @@ def test_recheck_sees_the_heaviest_sample(generator):
 def test_units_of_an_estimate_agree():
     basin = BasinFreeEnergy("A", "phi > 0", 0.5, 0.0, -0.1, 0.1, 2.5, 10, 5, "exact")
     values = {"free_energies": {"A": basin.to_dict()}, "reference": {}, "kT_kJ_per_mol": 2.5}
-    from boltzgen.answer import _free_energy_rows
+    from boltzgen.run.answer import _free_energy_rows
 
     ((_, text),) = _free_energy_rows(values)
     assert "± 0.10 kT" in text

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from boltzgen import run as run_module
-from boltzgen.checkpoints import load_checkpoint, save_checkpoint
 from boltzgen.errors import CheckpointError, OutputError
 from boltzgen.interrupts import Interrupts, RunInterrupted
 from boltzgen.model_file import load_generator
 from boltzgen.output_files import OutputFolder, write_bytes, write_json
 from boltzgen.run import RunOptions, execute, prepare
-from boltzgen.schedules import make_schedule
+from boltzgen.run import pipeline as run_module
+from boltzgen.run.checkpoints import load_checkpoint, save_checkpoint
+from boltzgen.run.schedules import make_schedule
 from boltzgen.training import Stage, Training
 
 

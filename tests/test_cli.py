@@ -17,7 +17,7 @@ import torch
 from boltzgen.cli import main
 from boltzgen.diagnostics import effective_sample_fraction, pareto_k
 from boltzgen.generator import BoltzmannGenerator
-from boltzgen.schedules import PRESETS, make_schedule
+from boltzgen.run.schedules import PRESETS, make_schedule
 
 FILES = {
     "checkpoint.pt",
@@ -249,7 +249,7 @@ def test_unexpected_error_keeps_its_traceback(alanine_dipeptide_pdb, tmp_path, c
     def broken(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("boltzgen.run._read_molecule", broken)
+    monkeypatch.setattr("boltzgen.run.pipeline._read_molecule", broken)
     assert main(["run", str(alanine_dipeptide_pdb), "--out", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert "ZeroDivisionError: a defect" in error

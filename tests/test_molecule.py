@@ -14,13 +14,13 @@ import openmm
 import pytest
 from openmm import app, unit
 
-from boltzgen.caps import merge_caps
 from boltzgen.errors import ForceFieldError, StructureError
 from boltzgen.forcefields import _load
 from boltzgen.molecule import Molecule
-from boltzgen.particle_types import number_types_by_first_use
-from boltzgen.structure import read_structure
-from boltzgen.term_audit import audit_terms
+from boltzgen.preparation.caps import merge_caps
+from boltzgen.preparation.particle_types import number_types_by_first_use
+from boltzgen.preparation.structure import read_structure
+from boltzgen.preparation.term_audit import audit_terms
 
 DATA = Path(__file__).parent / "data"
 AMINO_ACIDS = sorted(path.stem for path in (DATA / "capped").glob("*.pdb"))

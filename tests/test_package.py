@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import boltzgen
 
@@ -41,3 +42,10 @@ def test_command_and_module_are_the_same():
     done = subprocess.run([sys.executable, "-m", "boltzgen", "--version"], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["boltzgen", boltzgen.__version__]
     assert done.returncode == 0
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    """A folder without __init__.py works in a checkout and is missing from an installed wheel."""
+    root = Path(boltzgen.__file__).parent
+    for module in root.rglob("*.py"):
+        assert (module.parent / "__init__.py").exists(), module

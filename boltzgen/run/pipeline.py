@@ -15,10 +15,6 @@ import numpy as np
 import torch
 from openmm import unit
 
-from boltzgen import manifest, reference_run
-from boltzgen.answer import final_verdict, format_answer, recheck_energies, result_values
-from boltzgen.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from boltzgen.comparison import compare
 from boltzgen.energy import CompiledPotential
 from boltzgen.energy import potential as choose_potential
 from boltzgen.energy.base import Potential
@@ -30,9 +26,13 @@ from boltzgen.molecule import Molecule
 from boltzgen.output_files import OutputFolder, write_bytes, write_json
 from boltzgen.progress import Progress
 from boltzgen.report import write_report
-from boltzgen.run_options import RunOptions, choose_basins, choose_device
+from boltzgen.run import manifest, references
+from boltzgen.run.answer import final_verdict, format_answer, recheck_energies, result_values
+from boltzgen.run.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from boltzgen.run.comparison import compare
+from boltzgen.run.options import RunOptions, choose_basins, choose_device
+from boltzgen.run.schedules import Schedule, make_schedule, parse_budget
 from boltzgen.sampling import SamplingRun
-from boltzgen.schedules import Schedule, make_schedule, parse_budget
 from boltzgen.training import History, Training
 
 __all__ = ["CHECKPOINT", "PreparedRun", "RunOptions", "RunResult", "execute", "prepare", "run"]
@@ -233,7 +233,7 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
     ensemble.save(folder.path)
     recheck = recheck_energies(ensemble, seed=options.seed)
     free_energies = ensemble.free_energy(prepared.basins)
-    shipped = reference_run.shipped(generator, prepared.basins, options.omega)
+    shipped = references.shipped(generator, prepared.basins, options.omega)
     sampled = _reference(prepared, say) if options.reference else None
     comparison = None if sampled is None else compare(generator, ensemble, sampled, prepared.basins)
     judged = final_verdict(ensemble, free_energies, comparison, shipped.free_energies)
@@ -252,7 +252,7 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
 
 def _reference(prepared: PreparedRun, say: Say) -> SamplingRun:
     say("running the reference: parallel tempering on the same energy")
-    sampled = reference_run.parallel_tempering(prepared.generator, prepared.schedule, prepared.options.seed)
+    sampled = references.parallel_tempering(prepared.generator, prepared.schedule, prepared.options.seed)
     say(sampled.report())
     return sampled
 

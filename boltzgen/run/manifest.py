@@ -20,7 +20,7 @@ from boltzgen import __version__
 if TYPE_CHECKING:
     from boltzgen.generator import BoltzmannGenerator
     from boltzgen.molecule import Molecule
-    from boltzgen.schedules import Schedule
+    from boltzgen.run.schedules import Schedule
 
 __all__ = ["describe_molecule", "describe_training", "file_hash", "now", "versions"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from openmm import unit
 
-from boltzgen.term_audit import TermAudit
+from boltzgen.preparation.term_audit import TermAudit
 
 if TYPE_CHECKING:
     from boltzgen.molecule import Molecule

@@ -14,7 +14,7 @@ from openmm import app, unit
 from openmm.app.topology import Atom, Residue
 
 from boltzgen.errors import StructureError
-from boltzgen.structure import PROTONATION_NAMES, Structure, check_connected
+from boltzgen.preparation.structure import PROTONATION_NAMES, Structure, check_connected
 
 __all__ = ["Protonated", "add_missing_hydrogens"]
 

@@ -13,7 +13,13 @@ from openmm.app.topology import Atom
 from scipy.spatial import cKDTree
 
 from boltzgen.errors import StructureError
-from boltzgen.structure_records import AtomRecord, BondRecord, FileRecords, read_cif_records, read_pdb_records
+from boltzgen.preparation.structure_records import (
+    AtomRecord,
+    BondRecord,
+    FileRecords,
+    read_cif_records,
+    read_pdb_records,
+)
 
 __all__ = ["PROTONATION_NAMES", "Structure", "check_connected", "d_residues", "read_structure"]
 

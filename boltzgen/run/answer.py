@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from boltzgen.comparison import OUTSIDE_LIMIT, Comparison, disagreement
 from boltzgen.diagnostics import Verdict, verdict
 from boltzgen.free_energy import KJ_PER_KCAL, BasinFreeEnergy, FreeEnergies
 from boltzgen.progress import format_duration
+from boltzgen.run.comparison import OUTSIDE_LIMIT, Comparison, disagreement
 
 if TYPE_CHECKING:
     from boltzgen.ensemble import Ensemble

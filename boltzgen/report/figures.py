@@ -16,7 +16,7 @@ from boltzgen import plotting
 from boltzgen.collective_variables import parse_basin
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import SelectionError
-from boltzgen.report_html import figure, note, picture
+from boltzgen.report.html import figure, note, picture
 from boltzgen.viewing import choose_frames, structure_png
 
 if TYPE_CHECKING:

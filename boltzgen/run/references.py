@@ -14,8 +14,8 @@ from boltzgen.progress import shown_steps
 from boltzgen.sampling import reference, shipped_reference
 
 if TYPE_CHECKING:
+    from boltzgen.run.schedules import Schedule
     from boltzgen.sampling import SamplingRun
-    from boltzgen.schedules import Schedule
 
 __all__ = ["Shipped", "parallel_tempering", "shipped"]
 

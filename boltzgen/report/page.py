@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from boltzgen import __version__
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import OutputError
-from boltzgen.report_html import count, data, duration, interval, number, pairs, scientific, section, signed, table
+from boltzgen.report.html import count, data, duration, interval, number, pairs, scientific, section, signed, table
 
 if TYPE_CHECKING:
     from boltzgen.molecule import Molecule
@@ -78,7 +78,7 @@ def write_report(
     OutputError
         If the file cannot be written.
     """
-    from boltzgen import report_figures as draw
+    from boltzgen.report import figures as draw
 
     frames = reference if isinstance(reference, Ensemble) else None
     heat = "K" if molecule is not None else "target temperature"
@@ -104,7 +104,7 @@ def _title(molecule: Molecule | None) -> str:
 
 
 def _document(title: str, body: str) -> str:
-    css = resources.files("boltzgen").joinpath("data/report.css").read_text(encoding="utf-8")
+    css = resources.files("boltzgen.report").joinpath("report.css").read_text(encoding="utf-8")
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -218,7 +218,7 @@ def _quality(ensemble: Ensemble, result: Mapping[str, Any]) -> str:
 def _setup(molecule: Molecule | None, ensemble: Ensemble) -> str:
     if molecule is None:
         return '<p class="note">The target is a bare energy function: there is no molecule.</p>'
-    from boltzgen.report_figures import structure
+    from boltzgen.report.figures import structure
 
     return f'<div class="figures"><pre>{escape(molecule.report())}</pre>{structure(ensemble)}</div>'
 
