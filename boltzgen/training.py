@@ -35,6 +35,7 @@ CAP_ABOVE_MEDIAN = 100.0  # kT; thermal fluctuations of 60 coordinates are 5 kT,
 MAX_GRADIENT_NORM = 50.0
 AVERAGING = 0.999
 MONITOR_BATCHES = 8
+BATCH_SIZE = 768
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Training:
         generator: BoltzmannGenerator,
         stages: list[Stage],
         *,
-        batch_size: int = 512,
+        batch_size: int = BATCH_SIZE,
         basins: Mapping[str, str | Callable[[Tensor], Tensor]] | None = None,
         record_every: int = 25,
         on_record: Callable[[dict[str, Any], Training], None] | None = None,
@@ -316,7 +317,7 @@ def soft_cap(reduced_energy: Tensor) -> Tensor:
 def anneal(
     generator: BoltzmannGenerator,
     t_start: unit.Quantity | float = 1200 * unit.kelvin,
-    budget: int = 3_000_000,
+    budget: int = 2_400_000,
     **options: Any,
 ) -> History:
     """Data-free training: reverse KL at ``t_start``, then cooling to the target temperature with L2+.
@@ -331,11 +332,11 @@ def anneal(
         Passed to `Training`. Progress is shown unless ``on_record`` is given.
     """
     heat = _heat(generator, t_start)
-    n_steps = max(budget // options.get("batch_size", 512), 2)
+    n_steps = max(budget // options.get("batch_size", BATCH_SIZE), 2)
     return _run_shown(Training(generator, annealing_stages(heat, n_steps), **options))
 
 
-def finetune(generator: BoltzmannGenerator, loss: str = "l2+", budget: int = 1_000_000, **options: Any) -> History:
+def finetune(generator: BoltzmannGenerator, loss: str = "l2+", budget: int = 1_600_000, **options: Any) -> History:
     """Data-free refinement at the target temperature.
 
     Parameters
@@ -345,7 +346,7 @@ def finetune(generator: BoltzmannGenerator, loss: str = "l2+", budget: int = 1_0
     budget : int
         Energy evaluations to spend.
     """
-    n_steps = max(budget // options.get("batch_size", 512), 1)
+    n_steps = max(budget // options.get("batch_size", BATCH_SIZE), 1)
     return _run_shown(Training(generator, [refinement_stage(n_steps, loss)], **options))
 
 

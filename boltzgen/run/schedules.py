@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from boltzgen.errors import BoltzgenError
 from boltzgen.flows.molecular import GeneratorConfig
-from boltzgen.training import Stage, annealing_stages, refinement_stage
+from boltzgen.training import BATCH_SIZE, Stage, annealing_stages, refinement_stage
 
 __all__ = ["PRESETS", "BudgetError", "Preset", "Schedule", "make_schedule", "parse_budget"]
 
@@ -39,7 +39,7 @@ class Preset:
 
     evaluations: int
     reference_evaluations: int
-    batch_size: int = 768
+    batch_size: int = BATCH_SIZE
     annealing: float = 0.6
     config: GeneratorConfig = field(default_factory=GeneratorConfig)
 
