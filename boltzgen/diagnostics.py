@@ -21,7 +21,8 @@ __all__ = [
 
 PARETO_LIMIT = 0.7  # Vehtari et al. (2024): above it the mean of the weights is not to be trusted
 ESS_LIMIT = 0.01
-COVERAGE_LIMIT = 0.1  # a basin that the generator reaches with less than a tenth of its density counts as missed
+COVERAGE_LIMIT = 0.3  # below it a good part of the basin is out of the generator's practical reach
+FEWEST_REFERENCE_SAMPLES = 30  # in a basin, for a coverage to mean anything
 
 
 def normalized_weights(log_weights: np.ndarray) -> np.ndarray:
@@ -199,11 +200,17 @@ def verdict(
         return Verdict("do not use", f"the two halves of the samples disagree on log Z ({figures})")
     if not coverages:
         return Verdict("consistent; missing modes not checked", f"{figures}; no reference samples to look for modes")
-    for name, value in coverages.items():
-        if not value.coverage >= COVERAGE_LIMIT:
-            return Verdict("do not use", f"basin {name} is covered to only {value.coverage:.1%} of the reference")
     if disagreement:
         return Verdict("do not use", disagreement)
+    rare = [name for name, value in coverages.items() if value.n_reference < FEWEST_REFERENCE_SAMPLES]
+    for name, value in coverages.items():
+        if name not in rare and value.coverage < COVERAGE_LIMIT:
+            return Verdict("do not use", f"basin {name} is covered to only {value.coverage:.1%} of the reference")
+    if rare:
+        return Verdict(
+            "consistent; missing modes not checked",
+            f"{figures}; the reference holds only {coverages[rare[0]].n_reference} samples of {rare[0]}",
+        )
     worst = min(coverages.values(), key=lambda value: value.coverage)
     return Verdict("usable", f"{figures}; every basin covered to at least {worst.coverage:.0%} of the reference")
 
@@ -215,4 +222,4 @@ def _halves_disagree(log_weights: np.ndarray) -> bool:
         return True
     values = [logsumexp(half) - math.log(len(half)) for half in halves]
     variances = [(1 / effective_sample_fraction(half) - 1) / len(half) for half in halves]
-    return abs(values[0] - values[1]) > 5 * math.sqrt(sum(variances)) + 1e-9
+    return abs(values[0] - values[1]) > 5 * math.sqrt(max(sum(variances), 0.0)) + 1e-9

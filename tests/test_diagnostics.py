@@ -74,4 +74,7 @@ def test_verdicts():
     missed = coverage(np.full(100, -9.0), np.ones(100, bool), np.ones(100))
     assert verdict(good, coverages={"A": covered}).verdict == "usable"
     assert verdict(good, coverages={"A": covered, "B": missed}).verdict == "do not use"
+    rare = coverage(np.full(4, -9.0), np.ones(4, bool), np.ones(4))  # four samples can neither accuse nor acquit
+    assert verdict(good, coverages={"A": covered, "B": rare}).verdict == "consistent; missing modes not checked"
+    assert verdict(np.zeros(1000)).verdict == "consistent; missing modes not checked"  # equal weights
     assert verdict(good, coverages={"A": covered}, disagreement="ΔF differs").verdict == "do not use"

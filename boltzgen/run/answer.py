@@ -188,6 +188,8 @@ def _estimate(values: Mapping[str, Any], kT: float) -> str:
     if value is None or not math.isfinite(value):
         return f"not determined (population {values['probability']:.3g})"
     half = 0.5 * (values["delta_f_kT_high"] - values["delta_f_kT_low"])
+    if not math.isfinite(half):
+        return f"{value:6.2f} kT, without an error bar: too few independent samples"
     units = ((1.0, "kT"), (kT, "kJ/mol"), (kT / KJ_PER_KCAL, "kcal/mol"))
     return "  ".join(f"{value * scale:6.2f} ± {half * scale:.2f} {symbol}" for scale, symbol in units)
 
