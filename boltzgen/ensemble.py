@@ -111,7 +111,7 @@ class Ensemble:
 
     def __getitem__(self, rows: Any) -> Ensemble:
         rows = [rows] if isinstance(rows, (int, np.integer)) else rows
-        pick = lambda values: None if values is None else values[rows]  # noqa: E731
+        pick = lambda values: None if values is None else values[rows]
         return Ensemble(
             self.positions[rows],
             self.log_weights[rows],

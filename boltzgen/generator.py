@@ -175,7 +175,7 @@ class BoltzmannGenerator:
         if not bool(keep.any()):
             raise PotentialError("every sample has an undefined energy or density: the generator has diverged")
         energies, log_q, positions = energies[keep], log_q[keep], positions[keep]
-        array = lambda tensor: tensor.detach().cpu().numpy()  # noqa: E731
+        array = lambda tensor: tensor.detach().cpu().numpy()
         return Ensemble(
             positions=array(positions),
             log_weights=np.asarray(array(-energies / self.kT - log_q.double())),

@@ -109,7 +109,7 @@ class CoordinateChart:
     def bounded(self) -> BoundedCoordinates:
         """The stiff coordinates as a module, heavy atoms first."""
         rows = [self.rows[i] for i in self.indices(False, False) + self.indices(False, True)]
-        column = lambda name: torch.tensor([getattr(row, name) for row in rows])  # noqa: E731
+        column = lambda name: torch.tensor([getattr(row, name) for row in rows])
         periodic = torch.tensor([row.kind in ("stiff torsion", "improper torsion") for row in rows])
         factor = torch.as_tensor(self.factor, dtype=torch.get_default_dtype())
         return BoundedCoordinates(column("centre"), column("width"), column("limit"), factor, periodic)

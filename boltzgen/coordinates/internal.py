@@ -47,7 +47,7 @@ class InternalCoordinates(nn.Module):
         self.zmatrix = zmatrix
         self.n_atoms = zmatrix.n_atoms
         atoms, references = zmatrix.atoms, zmatrix.references
-        index = lambda array: torch.as_tensor(np.asarray(array), dtype=torch.long)  # noqa: E731
+        index = lambda array: torch.as_tensor(np.asarray(array), dtype=torch.long)
         self.register_buffer("_bond_atoms", index([atoms[1:], references[1:, 0]]), persistent=False)
         self.register_buffer("_angle_atoms", index([atoms[2:], references[2:, 0], references[2:, 1]]), persistent=False)
         self.register_buffer("_dihedral_atoms", index([atoms[3:], *references[3:].T]), persistent=False)

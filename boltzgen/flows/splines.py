@@ -90,7 +90,7 @@ def _bin(angle: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, ...]
     edges = y_edges if inverse else x_edges
     index = (angle.unsqueeze(-1) >= edges[..., 1:]).sum(-1, keepdim=True)
     following = torch.remainder(index + 1, n_bins)
-    take = lambda values, at: values.gather(-1, at).squeeze(-1)  # noqa: E731
+    take = lambda values, at: values.gather(-1, at).squeeze(-1)
     return (
         take(x_edges, index),
         take(widths, index),

@@ -74,7 +74,7 @@ class BiasedEnergy:
         self._program = potential.with_terms(bias.tables(), device, torch.float32)
         self._cells = bias.grid.size
         program = self._program
-        evaluator: LayoutForces = lambda x: program(x, True)  # noqa: E731
+        evaluator: LayoutForces = lambda x: program(x, True)
         if potential.worth_compiling(planned):
             batch = potential.chunk_size(device) // 2
             evaluator, potential.compile_reason = compile_program(program, potential.n_atoms, batch, True)
