@@ -41,12 +41,9 @@ def main() -> None:
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.9), layout="constrained")
     ramachandran(generated, ax=axes[0])
     axes[0].set_title(f"boltzgen, {len(generated):,} weighted samples")
-    histogram = summary.ramachandran
-    # White where 100,000 samples would hardly ever fall, as on the left.
-    free_energy_map(np.where(histogram > 1e-6, histogram, 0.0), axes[1])
+    free_energy_map(summary.ramachandran, axes[1])
     axes[1].set_title("reference: flattened torsions, 4e8 evaluations")
     free_energy_profile(generated, "phi", reference=reference, ax=axes[2])
-    axes[2].set_ylim(-0.5, 14)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out, dpi=110)
 

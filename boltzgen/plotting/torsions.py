@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 from numpy.typing import ArrayLike
@@ -33,6 +34,9 @@ __all__ = [
     "torsion_angles",
     "torsion_marginal",
 ]
+
+HIGHEST_KT = 15.0  # top of a profile's axis; one clash sampled by chance would flatten everything else
+_COLOURS = colormaps["viridis"].with_extremes(over="0.9")
 
 
 def torsion_angles(ensemble: Ensemble, name: str) -> Array:
@@ -106,7 +110,7 @@ def ramachandran(
     *,
     weighted: bool = True,
     bins: int = 72,
-    max_kT: float = 8.0,
+    max_kT: float = 10.0,
     colour_bar: bool = True,
 ) -> Axes:
     """Free-energy map over two torsions, -ln P in kT above its lowest cell; the reference as contours.
@@ -148,9 +152,9 @@ def ramachandran(
 
 
 def free_energy_map(
-    histogram: ArrayLike, ax: Axes | None = None, *, max_kT: float = 8.0, colour_bar: bool = True
+    histogram: ArrayLike, ax: Axes | None = None, *, max_kT: float = 10.0, colour_bar: bool = True
 ) -> Axes:
-    """Map of -ln P in kT from a histogram over two torsions; cells never visited stay white.
+    """Map of -ln P in kT from a histogram over two torsions; cells never visited stay white, those above the scale are grey.
 
     Parameters
     ----------
@@ -170,7 +174,7 @@ def free_energy_map(
     ax = axes_or_new(ax, (4.6, 3.8))
     edges = np.linspace(-180.0, 180.0, len(free_energy) + 1)
     mesh = ax.pcolormesh(
-        edges, edges, np.ma.masked_invalid(free_energy.T), cmap="viridis", vmin=0.0, vmax=max_kT, rasterized=True
+        edges, edges, np.ma.masked_invalid(free_energy.T), cmap=_COLOURS, vmin=0.0, vmax=max_kT, rasterized=True
     )
     _torsion_axis(ax, both=True)
     ax.set_aspect("equal")
@@ -261,6 +265,7 @@ def free_energy_profile(
     _torsion_axis(ax)
     ax.set_xlabel(f"{name} / degrees")
     ax.set_ylabel("free energy / kT")
+    ax.set_ylim(top=min(ax.get_ylim()[1], HIGHEST_KT))
     legend(ax)
     return ax
 

@@ -153,7 +153,7 @@ def _map_row(ensemble: Ensemble, reference: Ensemble | ArrayLike | None, phi: st
             panel.set_ylabel("")
         figure.colorbar(panels[0].collections[0], ax=list(panels), label="free energy / kT", extend="max", shrink=0.9)
 
-    caption = f"Free energy over {phi} and {psi}; cells that were never visited are white."
+    caption = f"Free energy over {phi} and {psi}; cells above the scale are grey, those never visited white."
     return _drawn(draw, caption, "full", (8.8 if reference is not None else 6.4, 3.0))
 
 
