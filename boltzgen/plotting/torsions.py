@@ -154,7 +154,7 @@ def ramachandran(
 def free_energy_map(
     histogram: ArrayLike, ax: Axes | None = None, *, max_kT: float = 10.0, colour_bar: bool = True
 ) -> Axes:
-    """Map of -ln P in kT from a histogram over two torsions; cells never visited stay white, those above the scale are grey.
+    """Map of -ln P in kT from a histogram over two torsions; cells above the scale are grey, those never visited white.
 
     Parameters
     ----------
