@@ -21,6 +21,7 @@ Torsions are in degrees in (-180, 180], distances in nm. Torsions are periodic, 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -171,7 +172,8 @@ class Basin:
         """
 
         def inside(tensor: Tensor) -> Tensor:
-            return self._region(tensor) & torch.isfinite(tensor).flatten(-2).all(-1)
+            chosen = self._region(lambda variable: variable._evaluate(tensor))
+            return chosen & torch.isfinite(tensor).flatten(-2).all(-1)
 
         return _as_given(positions, inside, self.n_atoms)
 
@@ -205,6 +207,8 @@ def parse_basin(expression: str, molecule: "Molecule") -> Basin:
         If the expression does not parse, names what the molecule does not have, or can select nothing.
     """
     region = _region(parse_expression(expression), molecule, expression)
+    if not _can_hold(region):
+        raise SelectionError(f"{expression.strip()!r} selects nothing: its conditions contradict each other")
     return Basin(expression.strip(), region, molecule.n_atoms)
 
 
@@ -225,6 +229,9 @@ def parse_named_basin(text: str) -> tuple[str, str]:
     return name, expression
 
 
+_Values = Callable[[CollectiveVariable], Tensor]
+
+
 @dataclass(frozen=True)
 class _Range:
     """Values between two bounds, on a line."""
@@ -235,8 +242,8 @@ class _Range:
     open_low: bool
     open_high: bool
 
-    def __call__(self, positions: Tensor) -> Tensor:
-        values = self.variable._evaluate(positions)
+    def __call__(self, value_of: _Values) -> Tensor:
+        values = value_of(self.variable)
         above = values > self.low if self.open_low else values >= self.low
         below = values < self.high if self.open_high else values <= self.high
         return above & below
@@ -252,10 +259,10 @@ class _Arc:
     open_low: bool
     open_high: bool
 
-    def __call__(self, positions: Tensor) -> Tensor:
+    def __call__(self, value_of: _Values) -> Tensor:
         half = self.width / 2
         # Measured from the middle of the arc, where rounding cannot throw a value near its ends across the wrap.
-        offset = torch.remainder(self.variable._evaluate(positions) - (self.low + half) + 180, 360) - 180
+        offset = torch.remainder(value_of(self.variable) - (self.low + half) + 180, 360) - 180
         above = offset > -half if self.open_low else offset >= -half
         below = offset < half if self.open_high else offset <= half
         return above & below
@@ -265,8 +272,8 @@ class _Arc:
 class _Not:
     operand: "_Region"
 
-    def __call__(self, positions: Tensor) -> Tensor:
-        return ~self.operand(positions)
+    def __call__(self, value_of: _Values) -> Tensor:
+        return ~self.operand(value_of)
 
 
 @dataclass(frozen=True)
@@ -275,8 +282,8 @@ class _Pair:
     left: "_Region"
     right: "_Region"
 
-    def __call__(self, positions: Tensor) -> Tensor:
-        left, right = self.left(positions), self.right(positions)
+    def __call__(self, value_of: _Values) -> Tensor:
+        left, right = self.left(value_of), self.right(value_of)
         return left & right if self.operator == "and" else left | right
 
 
@@ -318,12 +325,43 @@ def _arc(variable: CollectiveVariable, node: Comparison, low: Bound, high: Bound
     return _Arc(variable, low.value, span % 360 or 360.0, low.strict, high.strict)
 
 
-def _variables(region: _Region) -> list[CollectiveVariable]:
+def _comparisons(region: _Region) -> list[_Range | _Arc]:
     if isinstance(region, _Not):
-        return _variables(region.operand)
+        return _comparisons(region.operand)
     if isinstance(region, _Pair):
-        return _variables(region.left) + _variables(region.right)
-    return [region.variable]
+        return _comparisons(region.left) + _comparisons(region.right)
+    return [region]
+
+
+def _can_hold(region: _Region) -> bool:
+    """Whether any values of the variables, each taken alone, satisfy the expression.
+
+    The bounds cut the range of each variable into pieces; one value of each piece, and the bounds themselves, are
+    tried in all combinations, which decides the question. Expressions of very many bounds are let through.
+    """
+    edges: dict[tuple[int, ...], set[float]] = {}
+    for part in _comparisons(region):
+        found = edges.setdefault(part.variable.atoms, set())
+        bounds = (part.low, part.low + part.width) if isinstance(part, _Arc) else (part.low, part.high)
+        for bound in bounds:
+            if part.variable.is_periodic:
+                found.add(180 - (180 - max(min(bound, 720.0), -720.0)) % 360)  # in (-180, 180]
+            elif math.isfinite(bound):
+                found.add(max(bound, 0.0))
+    grids = []
+    for atoms, inner in edges.items():
+        outer = {-180.0, 180.0} if len(atoms) == 4 else {0.0, max(inner, default=0.0) + 1.0}
+        ends = sorted(inner | outer)
+        middles = {(a + b) / 2 for a, b in pairwise(ends)}
+        grids.append(torch.tensor(sorted((inner | outer | middles) - {-180.0}), dtype=torch.float64))
+    if math.prod(len(grid) for grid in grids) > 100_000:
+        return True
+    mesh = dict(zip(edges, torch.meshgrid(*grids, indexing="ij"), strict=True))
+    return bool(region(lambda variable: mesh[variable.atoms]).any())
+
+
+def _variables(region: _Region) -> list[CollectiveVariable]:
+    return [part.variable for part in _comparisons(region)]
 
 
 def _resolve(variable: Variable, molecule: "Molecule", text: str) -> CollectiveVariable:

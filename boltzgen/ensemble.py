@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,21 +105,21 @@ class Ensemble:
         """An equally weighted ensemble of n configurations, drawn in proportion to the weights (with repeats)."""
         chosen = np.random.default_rng(seed).choice(len(self), size=n, p=self.weights)
         picked = self[chosen]
-        return Ensemble(
-            picked.positions, np.zeros(n), self.kT, picked.energies, None, self.molecule, groups=picked.groups
-        )
+        # Copies of one frame are one independent sample.
+        groups = np.asarray(chosen) if picked.groups is None else picked.groups
+        return replace(picked, log_weights=np.zeros(n), log_q=None, groups=groups)
 
     def __getitem__(self, rows: Any) -> Ensemble:
         rows = [rows] if isinstance(rows, (int, np.integer)) else rows
         pick = lambda values: None if values is None else values[rows]
-        return Ensemble(
-            self.positions[rows],
-            self.log_weights[rows],
-            self.kT,
-            pick(self.energies),
-            pick(self.log_q),
-            self.molecule,
-            pick(self.groups),
+        return replace(
+            self,
+            positions=self.positions[rows],
+            log_weights=self.log_weights[rows],
+            energies=pick(self.energies),
+            log_q=pick(self.log_q),
+            groups=pick(self.groups),
+            n_infinite=int(np.isneginf(self.log_weights[rows]).sum()),
         )
 
     @property

@@ -174,6 +174,8 @@ class BoltzmannGenerator:
         keep = ~undefined
         if not bool(keep.any()):
             raise PotentialError("every sample has an undefined energy or density: the generator has diverged")
+        if not bool(torch.isfinite(energies[keep]).any()):
+            raise PotentialError("every sample has an infinite energy: the generator is untrained or has diverged")
         energies, log_q, positions = energies[keep], log_q[keep], positions[keep]
         array = lambda tensor: tensor.detach().cpu().numpy()
         return Ensemble(

@@ -237,6 +237,8 @@ def _temperature_quantity(temperature: Any) -> unit.Quantity:
         ) from error
     if not (math.isfinite(kelvin) and kelvin > 0):
         raise StructureError(f"temperature must be positive, not {kelvin:g} K")
+    if not 1 <= kelvin <= 10_000:
+        raise StructureError(f"temperature {kelvin:g} K is outside 1 to 10,000 K, where a force field means anything")
     return kelvin * unit.kelvin
 
 

@@ -118,6 +118,11 @@ class Training:
         Called with each record and this training.
     on_checkpoint : callable, optional
         Called with this training every ``checkpoint_seconds`` and when interrupted.
+
+    Attributes
+    ----------
+    skipped : int
+        Steps that were left out because their gradient was not finite.
     """
 
     def __init__(
@@ -149,7 +154,7 @@ class Training:
         self.optimizer = torch.optim.Adam(generator.flow.parameters(), lr=stages[0].learning_rate_start)
         self.average = [p.detach().clone() for p in generator.flow.parameters()]
         self._recent: deque[tuple[Tensor, dict[str, Tensor]]] = deque(maxlen=MONITOR_BATCHES)
-        self._skipped = 0
+        self.skipped = 0
 
     @property
     def n_steps(self) -> int:
@@ -219,8 +224,8 @@ class Training:
             self.optimizer.step()
             self._update_average()
         else:
-            self._skipped += 1
-            log.warning("step %d skipped: the gradient is not finite (%d so far)", self.step, self._skipped)
+            self.skipped += 1
+            log.warning("step %d skipped: the gradient is not finite (%d so far)", self.step, self.skipped)
         return float(loss.detach())
 
     def _detached_batch(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -280,6 +285,7 @@ class Training:
             "history": self.history.records,
             "recent": list(self._recent),
             "counts": self.generator.potential.counts.__getstate__(),
+            "skipped": self.skipped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -300,6 +306,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.rng.set_state(state["rng"])
         self.history.records = list(state["history"])
+        self.skipped = state["skipped"]
         self._recent = deque((tuple(entry) for entry in state["recent"]), maxlen=MONITOR_BATCHES)
         counts = self.generator.potential.counts
         counts.add(**{key: value - getattr(counts, key) for key, value in state["counts"].items()})

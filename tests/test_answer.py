@@ -17,6 +17,7 @@ from boltzgen.run.comparison import compare, disagreement
 from boltzgen.sampling import SamplingRun
 
 BASINS = {"C7ax": "0 < phi < 150"}
+GOOD = Recheck(1000, 1e-9, "Reference")
 SHIFT = 7.0  # kT
 TILT = 0.2  # kT; weights exp(TILT cos phi), phi uniform: log Z = SHIFT + log I0(TILT)
 
@@ -63,8 +64,8 @@ def test_nearly_perfect_generator_is_found_so(perfect, generated):
     free_energies = generated.free_energy(BASINS)
     assert free_energies["C7ax"].probability == pytest.approx(150 / 360, abs=0.06)
     assert not disagreement(free_energies, found.free_energies, "the reference")
-    assert final_verdict(generated, free_energies, found, {}).verdict == "usable"
-    assert final_verdict(generated, free_energies, None, {}).verdict == UNCHECKED
+    assert final_verdict(generated, free_energies, found, {}, GOOD).verdict == "usable"
+    assert final_verdict(generated, free_energies, None, {}, GOOD).verdict == UNCHECKED
 
 
 def test_mirror_images_lie_outside(perfect, generated):
@@ -74,7 +75,7 @@ def test_mirror_images_lie_outside(perfect, generated):
     found = compare(perfect, generated, as_reference(reference, positions=positions), BASINS)
     assert found.share_outside == pytest.approx(0.25, abs=0.02)
     assert len(found.reference) == 750
-    judged = final_verdict(generated, generated.free_energy(BASINS), found, {})
+    judged = final_verdict(generated, generated.free_energy(BASINS), found, {}, GOOD)
     assert judged.verdict == "do not use"
     assert f"{found.share_outside:.2%}" in judged.reason
 
@@ -83,7 +84,7 @@ def test_basin_that_the_reference_never_saw_is_no_proof(perfect, generated):
     reference = perfect.sample(2000)
     kept = ~parse_basin(BASINS["C7ax"], perfect.molecule).contains(reference.positions)
     found = compare(perfect, generated, as_reference(reference[kept]), BASINS)
-    judged = final_verdict(generated, generated.free_energy(BASINS), found, {})
+    judged = final_verdict(generated, generated.free_energy(BASINS), found, {}, GOOD)
     assert judged.verdict == UNCHECKED
     assert "C7ax" in judged.reason
 
@@ -93,8 +94,8 @@ def test_shipped_reference_can_refuse(generated):
     ours = free_energies["C7ax"]
     near = replace(ours, low_kT=ours.delta_f_kT - 0.05, high_kT=ours.delta_f_kT + 0.05)
     far = replace(near, delta_f_kT=near.delta_f_kT + 3)
-    assert final_verdict(generated, free_energies, None, {"C7ax": near}).verdict == UNCHECKED
-    judged = final_verdict(generated, free_energies, None, {"C7ax": far})
+    assert final_verdict(generated, free_energies, None, {"C7ax": near}, GOOD).verdict == UNCHECKED
+    judged = final_verdict(generated, free_energies, None, {"C7ax": far}, GOOD)
     assert judged.verdict == "do not use"
     assert "-3.00 kT" in judged.reason
 
@@ -102,7 +103,7 @@ def test_shipped_reference_can_refuse(generated):
 def test_basin_without_samples_is_not_determined(perfect, generated):
     basins = {"crushed": "distance(0, 21) < 0.01"}
     free_energies = generated.free_energy(basins)
-    judged = final_verdict(generated, free_energies, None, {})
+    judged = final_verdict(generated, free_energies, None, {}, GOOD)
     assert judged.verdict == "do not use"
     assert "crushed" in judged.reason
     values = result_values(generated, free_energies, judged, None, {}, Recheck(0, math.nan, "Reference"))
@@ -145,3 +146,18 @@ def test_progress_texts():
     assert describe_record(record).split() == "cooling 812 K, loss 0.314, ESS 71%, A 1.20%".split()  # noqa: SIM905
     assert [format_duration(s) for s in (5, 61, 7260)] == ["5 s", "1 min 01 s", "2 h 01 min"]
     assert list(shown_steps(range(3), "steps")) == [0, 1, 2]
+
+
+def test_an_energy_that_openmm_does_not_confirm_is_not_used(perfect, generated):
+    free_energies = generated.free_energy(BASINS)
+    for difference in (1.0, math.inf):
+        judged = final_verdict(generated, free_energies, None, {}, Recheck(1000, difference, "Reference"))
+        assert judged.verdict == "do not use"
+
+
+def test_a_reference_without_round_trips_certifies_nothing(perfect, generated):
+    sampled = replace(as_reference(perfect.sample(3000)), round_trips=0)
+    found = compare(perfect, generated, sampled, BASINS)
+    judged = final_verdict(generated, generated.free_energy(BASINS), found, {}, GOOD)
+    assert judged.verdict == UNCHECKED
+    assert "no replica" in judged.reason

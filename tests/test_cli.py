@@ -147,7 +147,7 @@ def test_manifest_records_what_was_used(finished_run, result):
     assert manifest["molecule"]["force_field"]["files"] == ["charmm36_2024.xml"]
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((finished_run.folder / name).read_bytes()).hexdigest() == digest
-    assert {"samples.dcd", "model.safetensors", "result.json"} <= set(manifest["files"])
+    assert {"samples.dcd", "model.safetensors", "weights.npz"} <= set(manifest["files"])
 
 
 def test_report_is_one_file(finished_run, result):

@@ -197,3 +197,31 @@ def test_named_basin() -> None:
     for bad in ("0 < phi < 150", "C7ax:", ": phi > 0", "distance(A2:N, 3) < 1"):
         with pytest.raises(SelectionError, match="write a name and an expression"):
             parse_named_basin(bad)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "phi > 10 and phi < 5",
+        "not (phi > -180)",
+        "0 < phi < 90 and 100 < phi < 170",
+        "distance(0, 5) < 1 and not distance(0, 5) < 2",
+    ],
+)
+def test_contradictions_select_nothing(dipeptide, expression):
+    with pytest.raises(SelectionError, match="selects nothing"):
+        parse_basin(expression, dipeptide)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "phi > 10 or phi < 5",
+        "150 < phi < 210 and phi < -160",
+        "phi < -150 or phi > 170",
+        "0 < phi < 90 and not psi > 0",
+        "phi < 5 and 4 < phi < 100",
+    ],
+)
+def test_what_can_hold_is_accepted(dipeptide, expression):
+    assert parse_basin(expression, dipeptide).expression == expression

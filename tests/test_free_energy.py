@@ -1,6 +1,7 @@
 """Free energies: known populations, calibrated intervals, chains that are not independent, ensembles on disk."""
 
 import math
+from dataclasses import replace
 
 import mdtraj
 import numpy as np
@@ -122,6 +123,10 @@ def test_slices_and_resampling(ensemble):
     np.testing.assert_array_equal(part.log_weights, ensemble.log_weights[10:20])
     equal = ensemble.resample(50)
     assert equal.ess_fraction == pytest.approx(1)
+    assert len(np.unique(equal.groups)) == len(np.unique(equal.energies))  # copies are one independent sample
+    defective = replace(ensemble, n_defects=2)
+    assert defective[:50].n_defects == 2
+    assert defective.resample(50).verdict().verdict == "do not use"
 
 
 def test_an_ensemble_without_molecule_has_no_trajectory():

@@ -209,15 +209,22 @@ def test_first_model_and_first_altloc_are_taken_and_said(dipeptide_text: str, tm
     cb = next(line for line in first if line[12:16].strip() == "CB")
     second = cb[:16] + "B" + cb[17:30] + f"{float(cb[30:38]) + 0.7:8.3f}" + cb[38:]
     other = [line[:30] + f"{float(line[30:38]) + 50:8.3f}" + line[38:] for line in lines]
-    text = ["CRYST1   30.000   30.000   30.000  90.00  90.00  90.00 P 1", "MODEL        1", *first, second, "ENDMDL"]
+    text = ["CRYST1    1.000    1.000    1.000  90.00  90.00  90.00 P 1", "MODEL        1", *first, second, "ENDMDL"]
     path = tmp_path / "a.pdb"
     path.write_text("\n".join([*text, "MODEL        2", *other, "ENDMDL", "END"]))
     molecule = Molecule.from_pdb(path)
     assert molecule.n_atoms == 22
     assert molecule.positions._value[10, 0] == pytest.approx(float(cb[30:38]) / 10)
     report = molecule.report()
-    for said in ("2 models", "alternate locations of 1 atoms", "unit cell is ignored"):
+    for said in ("2 models", "alternate locations of 1 atoms"):
         assert said in " ".join(report.split())
+
+
+def test_a_periodic_box_is_refused(dipeptide_text: str, tmp_path: Path) -> None:
+    path = tmp_path / "boxed.pdb"
+    path.write_text("CRYST1   30.000   30.000   30.000  90.00  90.00  90.00 P 1           1\n" + dipeptide_text)
+    with pytest.raises(StructureError, match=r"periodic box.*remove the CRYST1 line"):
+        Molecule.from_pdb(path)
 
 
 def test_charmm_names_are_understood_and_kept(dipeptide: Molecule, dipeptide_text: str, tmp_path: Path) -> None:

@@ -269,4 +269,6 @@ def _bounds(kind: str, centre: float, width: float) -> tuple[float, float]:
     for planar in (0.0, math.pi):
         if abs(math.remainder(centre - planar, 2 * math.pi)) < PLANAR_TOLERANCE:
             return planar, math.pi / 2
+    if kind == "stiff torsion":
+        return centre, math.pi / 2
     return centre, 0.98 * min(abs(centre), math.pi - abs(centre))

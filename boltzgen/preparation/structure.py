@@ -120,7 +120,10 @@ def read_structure(path: str | Path) -> Structure:
     _check_positions(atoms, positions, str(path))
     topology, residue_names = _build_topology(atoms, positions, records.bonds, str(path))
     if records.has_box:
-        notes.append("the file's unit cell is ignored: the molecule is treated in open space")
+        raise StructureError(
+            f"{path}: the file has a periodic box (unit cell), and boltzgen treats one molecule in open space; "
+            "if the box does not matter, remove the CRYST1 line (mmCIF: the _cell items)"
+        )
     for note in notes:
         _log.info("%s: %s", path.name, note)
     return Structure(topology, positions, tuple(atom.name for atom in atoms), residue_names, tuple(notes))

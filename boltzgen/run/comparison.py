@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from boltzgen.collective_variables import parse_basin
-from boltzgen.diagnostics import Coverage, coverage, forward_ess_fraction, log_z_bar
+from boltzgen.diagnostics import Coverage, Verdict, coverage, forward_ess_fraction, log_z_bar
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import BoltzgenError
 from boltzgen.free_energy import BasinFreeEnergy, FreeEnergies
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "compare", "disagreement"]
 
+VETO = 3.29 / 1.96  # of 95 % half-widths: one good result in a thousand is refused, not one in twenty
 OUTSIDE_LIMIT = 1e-4  # share of the reference that may lie beyond the generator's bounds
 
 
@@ -44,6 +45,10 @@ class Comparison:
         1 / E_p[p/q].
     log_z : float
         By Bennett's acceptance ratio between both ensembles.
+    sampling : Verdict
+        Of the sampler on itself.
+    round_trips, swap_acceptance :
+        Of its replicas, where it has any.
     """
 
     reference: Ensemble
@@ -54,6 +59,9 @@ class Comparison:
     coverages: dict[str, Coverage]
     forward_ess: float
     log_z: float
+    sampling: Verdict
+    round_trips: int | None = None
+    swap_acceptance: tuple[float, ...] = ()
 
 
 def compare(
@@ -82,30 +90,43 @@ def compare(
     if not inside.any():
         raise BoltzgenError("no reference sample lies in the domain of the generator: they are of different states")
     kept = reference[inside]
-    energies = kept.energies if kept.energies is not None else generator.energies(kept.positions)
-    log_weights = generator.log_weights_of(kept.positions, energies)
-    log_z = log_z_bar(generated.log_weights, log_weights, kept.weights)
+    energies = reference.energies if reference.energies is not None else generator.energies(reference.positions)
+    # Samples outside the domain count in full: log weight +inf, so coverage and forward ESS are zero there.
+    log_weights, weights = generator.log_weights_of(reference.positions, energies), reference.weights
+    log_z = log_z_bar(generated.log_weights, log_weights[inside], weights[inside])
     coverages = {}
     for name, expression in basins.items():
-        within = np.asarray(parse_basin(expression, molecule).contains(kept.positions))
+        within = np.asarray(parse_basin(expression, molecule).contains(reference.positions))
         for label, chosen in ((name, within), (f"not {name}", ~within)):
-            coverages[label] = coverage(log_z - log_weights, chosen, kept.weights)
-    forward = forward_ess_fraction(log_weights, kept.weights, log_z)
+            coverages[label] = coverage(log_z - log_weights, chosen, weights)
+    forward = forward_ess_fraction(log_weights, weights, log_z)
     source = f"{sampled.method}, {sampled.evaluations:.2g} force evaluations"
-    return Comparison(kept, source, sampled.outside, share_outside, kept.free_energy(basins), coverages, forward, log_z)
+    return Comparison(
+        reference=kept,
+        source=source,
+        share_other_isomers=sampled.outside,
+        share_outside=share_outside,
+        free_energies=kept.free_energy(basins),
+        coverages=coverages,
+        forward_ess=forward,
+        log_z=log_z,
+        sampling=sampled.verdict(),
+        round_trips=sampled.round_trips,
+        swap_acceptance=tuple(float(share) for share in sampled.swap_acceptance),
+    )
 
 
 def disagreement(generated: FreeEnergies, reference: Mapping[str, BasinFreeEnergy], source: str) -> str:
-    """The first basin whose ΔF differs from the reference beyond the joint 95 % interval; empty if none does."""
+    """The first basin whose ΔF differs from the reference beyond the joint 99.9 % interval; empty if none does."""
     for name, theirs in reference.items():
         ours = generated.get(name)
         if ours is None:
             continue
         difference = ours.delta_f_kT - theirs.delta_f_kT
         allowed = math.hypot(ours.half_width_kT, theirs.half_width_kT)
-        if math.isfinite(theirs.delta_f_kT) and not abs(difference) <= allowed:
+        if math.isfinite(theirs.delta_f_kT) and not abs(difference) <= VETO * allowed:
             return (
-                f"ΔF({name}) differs from {source} by {difference:+.2f} kT, more than the joint 95 % interval "
-                f"of {allowed:.2f} kT"
+                f"ΔF({name}) differs from {source} by {difference:+.2f} kT, more than the joint 99.9 % interval "
+                f"of {VETO * allowed:.2f} kT"
             )
     return ""

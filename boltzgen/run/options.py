@@ -86,7 +86,7 @@ class RunOptions:
 
 
 def choose_basins(options: RunOptions, molecule: Molecule) -> dict[str, str]:
-    """The named basins, or the one that fits a molecule with a single phi; empty for others.
+    """The named basins, or C7ax where there is a single phi, of a chiral residue other than proline; else none.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def choose_basins(options: RunOptions, molecule: Molecule) -> dict[str, str]:
     from boltzgen.collective_variables import parse_basin
 
     chosen = dict(options.basins)
-    if not chosen and "phi" in molecule.torsions:
+    if not chosen and _has_alanine_like_phi(molecule):
         chosen = dict(DEFAULT_BASIN)
     for name, expression in chosen.items():
         try:
@@ -104,6 +104,15 @@ def choose_basins(options: RunOptions, molecule: Molecule) -> dict[str, str]:
         except SelectionError as error:
             raise SelectionError(f"basin {name}: {error}") from error
     return chosen
+
+
+def _has_alanine_like_phi(molecule: Molecule) -> bool:
+    """One phi that turns freely about a chiral centre: C7ax means nothing for glycine and is out of proline's reach."""
+    if "phi" not in molecule.torsions:
+        return False
+    alpha_carbon = molecule.torsions["phi"][2]
+    residue = next(atom.residue.name for atom in molecule.topology.atoms() if atom.index == alpha_carbon)
+    return residue not in ("GLY", "PRO")
 
 
 def choose_device(name: str) -> torch.device:

@@ -126,7 +126,7 @@ def prepare(options: RunOptions, say: Say | None = None) -> PreparedRun:
     if not basins:
         say("no basin is named and the molecule has no single phi: there will be no free-energy difference")
     schedule = make_schedule(budget, molecule.temperature.value_in_unit(unit.kelvin), options.omega)
-    identity = _identity(options, molecule, schedule)
+    identity = _identity(options, molecule, schedule, basins)
     if checkpoint is not None:
         checkpoint.check(identity)
     potential = choose_potential(molecule)
@@ -161,7 +161,7 @@ def _read_molecule(options: RunOptions) -> Molecule:
     )
 
 
-def _identity(options: RunOptions, molecule: Molecule, schedule: Schedule) -> dict[str, Any]:
+def _identity(options: RunOptions, molecule: Molecule, schedule: Schedule, basins: dict[str, str]) -> dict[str, Any]:
     """What a checkpoint must share with a run that goes on from it, the readable differences first."""
     return {
         "force field": molecule.provenance.force_field,
@@ -171,6 +171,7 @@ def _identity(options: RunOptions, molecule: Molecule, schedule: Schedule) -> di
         "budget": schedule.budget,
         "seed": options.seed,
         "omega": options.omega,
+        "basins": "; ".join(f"{name}: {expression}" for name, expression in basins.items()),
         "networks": str(schedule.config),
         "System": molecule.system_hash,
     }
@@ -219,7 +220,7 @@ def _train(prepared: PreparedRun, say: Say) -> None:
     with Progress() as progress, Interrupts() as interrupts:
         training.on_record = progress
         training.run(stop=interrupts.requested)
-    if interrupts.received is not None and training.step < training.n_steps:
+    if interrupts.received is not None:
         raise RunInterrupted(interrupts.received, prepared.checkpoint)
 
 
@@ -236,12 +237,14 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
     shipped = references.shipped(generator, prepared.basins, options.omega)
     sampled = _reference(prepared, say) if options.reference else None
     comparison = None if sampled is None else compare(generator, ensemble, sampled, prepared.basins)
-    judged = final_verdict(ensemble, free_energies, comparison, shipped.free_energies)
+    judged = final_verdict(ensemble, free_energies, comparison, shipped.free_energies, recheck)
     values = result_values(ensemble, free_energies, judged, comparison, shipped.free_energies, recheck) | {
         "energy_evaluations": counts["energy"],
         "force_evaluations": counts["force"],
         "recheck_evaluations": recheck.n,
         "reference_evaluations": 0 if sampled is None else sampled.evaluations,
+        "training_defects": counts["defect"] - ensemble.n_defects,
+        "training_skipped_steps": prepared.training.skipped,
         "wall_seconds": _wall_seconds(prepared),
     }
     reference = comparison.reference if comparison is not None else shipped.ramachandran
@@ -263,8 +266,8 @@ def _wall_seconds(prepared: PreparedRun) -> float:
 
 
 def _write(prepared: PreparedRun, result: RunResult) -> None:
+    """The manifest, the report, and last the result: where there is a result.json, the run is whole."""
     folder = prepared.folder
-    write_json(folder / "result.json", result.values)
     record = _manifest(prepared, result)
     write_json(folder / "manifest.json", record)
     write_report(
@@ -276,6 +279,7 @@ def _write(prepared: PreparedRun, result: RunResult) -> None:
         manifest=record,
         reference=result.reference,
     )
+    write_json(folder / "result.json", result.values)
 
 
 def _manifest(prepared: PreparedRun, result: RunResult) -> dict[str, Any]:
@@ -292,7 +296,7 @@ def _manifest(prepared: PreparedRun, result: RunResult) -> dict[str, Any]:
         "files": {
             path.name: manifest.file_hash(path)
             for path in sorted(prepared.folder.path.iterdir())
-            if path.suffix in (".safetensors", ".dcd", ".npz", ".pdb", ".json") and path.name != "manifest.json"
+            if path.suffix in (".safetensors", ".dcd", ".npz", ".pdb")
         },
     }
 
