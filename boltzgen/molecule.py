@@ -99,6 +99,8 @@ class Molecule:
             If the force field is unknown, does not know a residue, or the System lacks a term.
         """
         temperature = _temperature_quantity(temperature)
+        if not 0 <= ph <= 14:
+            raise StructureError(f"pH {ph:g} is outside 0 to 14")
         structure = read_structure(path)
         protonated = add_missing_hydrogens(structure, ph, variants)
         built = build_system(protonated.topology, forcefield, solvent)

@@ -411,3 +411,9 @@ def test_equal_molecules_hash_equal_in_every_process(dipeptide, alanine_dipeptid
             env=os.environ | {"PYTHONHASHSEED": hash_seed},
         )
         assert done.stdout == dipeptide.system_hash
+
+
+def test_impossible_temperature_and_ph_are_refused(alanine_dipeptide_pdb: Path) -> None:
+    for options, says in (({"temperature": 1e-9}, "outside 1 to 10,000 K"), ({"ph": 99.0}, "outside 0 to 14")):
+        with pytest.raises(StructureError, match=says):
+            Molecule.from_pdb(alanine_dipeptide_pdb, **options)
