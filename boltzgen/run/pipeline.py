@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from openmm import unit
 
+from boltzgen.diagnostics import Verdict
 from boltzgen.energy import CompiledPotential
 from boltzgen.energy import potential as choose_potential
 from boltzgen.energy.base import Potential
@@ -229,6 +230,7 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
     generator.save(folder / "model.safetensors")
     _write_history(folder / "history.csv", prepared.training.history)
     say(f"drawing {options.n_samples:,} samples")
+    training_defects = generator.potential.counts.defect
     ensemble = generator.sample(options.n_samples)
     counts = generator.potential.counts.__getstate__()
     ensemble.save(folder.path)
@@ -238,12 +240,14 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
     sampled = _reference(prepared, say) if options.reference else None
     comparison = None if sampled is None else compare(generator, ensemble, sampled, prepared.basins)
     judged = final_verdict(ensemble, free_energies, comparison, shipped.free_energies, recheck)
+    if training_defects:
+        judged = Verdict("do not use", f"{training_defects} energies were undefined (NaN) during the training")
     values = result_values(ensemble, free_energies, judged, comparison, shipped.free_energies, recheck) | {
         "energy_evaluations": counts["energy"],
         "force_evaluations": counts["force"],
         "recheck_evaluations": recheck.n,
         "reference_evaluations": 0 if sampled is None else sampled.evaluations,
-        "training_defects": counts["defect"] - ensemble.n_defects,
+        "training_defects": training_defects,
         "training_skipped_steps": prepared.training.skipped,
         "wall_seconds": _wall_seconds(prepared),
     }
