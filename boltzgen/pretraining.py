@@ -97,10 +97,10 @@ def _data(generator: BoltzmannGenerator, trajectory: Any) -> tuple[Tensor, Tenso
     else:
         values = getattr(trajectory, "xyz", trajectory)
     positions = torch.as_tensor(np.asarray(values) if not isinstance(values, Tensor) else values)
-    n_atoms = generator.potential.n_atoms
-    if positions.ndim != 3 or positions.shape[1:] != (n_atoms, 3):
+    n_atoms, dimension = generator.potential.n_atoms, getattr(generator.potential, "dimension", 3)
+    if positions.ndim != 3 or positions.shape[1:] != (n_atoms, dimension):
         raise StructureError(
-            f"the data have shape {tuple(positions.shape)}; this generator needs (n, {n_atoms}, 3) in nm"
+            f"the data have shape {tuple(positions.shape)}; this generator needs (n, {n_atoms}, {dimension}) in nm"
         )
     outside = ~generator.contains(positions.numpy(force=True))
     if outside.any():

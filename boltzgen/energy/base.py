@@ -105,6 +105,7 @@ class BatchedPotential:
     """
 
     name = "potential"
+    dimension = 3  # coordinates per particle; a target in d dimensions is one particle with d coordinates: (B, 1, d)
 
     def __init__(self, n_atoms: int) -> None:
         self.n_atoms = n_atoms
@@ -164,9 +165,10 @@ class BatchedPotential:
     def _check(self, positions: Tensor) -> None:
         if not isinstance(positions, Tensor):
             raise PotentialError(f"positions must be a torch tensor in nm, not {type(positions).__name__}")
-        if positions.ndim != 3 or tuple(positions.shape[1:]) != (self.n_atoms, 3):
+        if positions.ndim != 3 or tuple(positions.shape[1:]) != (self.n_atoms, self.dimension):
             raise PotentialError(
-                f"positions must have shape (B, {self.n_atoms}, 3), in nm, but have {tuple(positions.shape)}"
+                f"positions must have shape (B, {self.n_atoms}, {self.dimension}), in nm, "
+                f"but have {tuple(positions.shape)}"
             )
         if positions.dtype not in (torch.float32, torch.float64):
             raise PotentialError(f"positions must be float32 or float64, not {positions.dtype}")
