@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from boltzgen.energy.terms import TermProgram
+from boltzgen.energy.program import TermProgram
 from boltzgen.errors import PotentialError
 
 __all__ = ["COMPILE_AFTER", "Evaluator", "compile_program"]
@@ -41,17 +41,19 @@ def compile_program(program: TermProgram, n_atoms: int, batch: int, forces: bool
         reason says why; otherwise the reason is empty.
     """
 
-    def eager(x: Tensor) -> tuple[Tensor, Tensor | None]:
-        return program.by_difference(x, forces)
+    def eager(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return program.in_parts(x, forces)
 
     logger.info("compiling the energy%s, once; this takes 10 to 40 seconds", " and forces" if forces else "")
     # A code object of its own: dynamo counts recompilations by code object, and gives up after eight.
     fresh = types.FunctionType(eager.__code__.replace(), eager.__globals__, "energy", None, eager.__closure__)
     try:
-        compiled: Evaluator = torch.compile(fresh, dynamic=True, options={"assert_indirect_indexing": False})
+        compiled: Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor | None]] = torch.compile(
+            fresh, dynamic=True, options={"assert_indirect_indexing": False}
+        )
         # Not above the size of normal use: a random heap of atoms has huge energies, but they must agree all the same.
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(3, n_atoms, max(batch, 2), generator=generator).to(program.bond)
+        x = torch.randn(3, n_atoms, max(batch, 2), generator=generator).to(program.bonded.bond)
         with torch.no_grad():
             for expected, found in zip(eager(x), compiled(x), strict=True):
                 _compare(expected, found)
@@ -62,8 +64,8 @@ def compile_program(program: TermProgram, n_atoms: int, batch: int, forces: bool
         return lambda x: program(x, forces), reason
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor | None]:
-        energy, slopes = compiled(x)
-        return energy, None if slopes is None else program.by_atom(slopes)
+        energy, slopes, direct = compiled(x)
+        return energy, program.by_atom(x, slopes, direct) if forces else None
 
     return evaluate, ""
 

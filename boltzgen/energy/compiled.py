@@ -9,9 +9,9 @@ from torch import Tensor
 
 from boltzgen.energy.base import BatchedPotential, RawEvaluation
 from boltzgen.energy.compilation import COMPILE_AFTER, Evaluator, compile_program
+from boltzgen.energy.program import TermProgram
 from boltzgen.energy.read import read_system
 from boltzgen.energy.tables import TermTables, merge
-from boltzgen.energy.terms import TermProgram
 from boltzgen.energy.verify import Agreement, verify_terms
 from boltzgen.errors import PotentialError
 
@@ -73,7 +73,7 @@ class CompiledPotential(BatchedPotential):
         self._programs: dict[tuple[torch.device, torch.dtype], TermProgram] = {}
         self._evaluators: dict[tuple[torch.device, torch.dtype, bool], Evaluator] = {}
         self._asked: dict[bool, int] = {False: 0, True: 0}
-        self._n_differences = len(self.program(torch.device("cpu"), torch.float64).head)
+        self._n_differences = len(self.program(torch.device("cpu"), torch.float64).head) + len(self._merged.pairs)
         self._chunk = chunk
         if verify:
             self.agreement = verify_terms(molecule, self._raw_terms, self._raw_forces)

@@ -19,7 +19,8 @@ from boltzgen.energy import CompiledPotential
 from boltzgen.energy.compilation import compile_program
 from boltzgen.energy.geometry import dihedral
 from boltzgen.energy.tables import Floats, TermTables
-from boltzgen.energy.terms import TermProgram, bicubic_coefficients
+from boltzgen.energy.program import TermProgram
+from boltzgen.energy.terms import bicubic_coefficients
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
 from boltzgen.sampling.langevin import BatchedLangevin, LayoutForces, counted, relax, start_positions
@@ -82,7 +83,7 @@ class BiasedEnergy:
 
     def set_grid(self, grid: Floats) -> None:
         """Replace the bias, (n, n) in kJ/mol."""
-        table = self._program.cmap_table
+        table = self._program.bonded.cmap_table
         table[:, -self._cells :] = torch.from_numpy(bicubic_coefficients(grid)).to(table)
 
 
