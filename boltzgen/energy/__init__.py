@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from boltzgen.energy.analytic import AnalyticTarget, DoubleWell, GaussianMixture, ManyWell
 from boltzgen.energy.base import BatchedPotential, EvaluationCounts, Potential, RawEvaluation, Status
 from boltzgen.energy.compiled import CompiledPotential
 from boltzgen.energy.openmm import OpenMMPotential
 from boltzgen.errors import PotentialError
 
 __all__ = [
+    "AnalyticTarget",
     "BatchedPotential",
     "CompiledPotential",
+    "DoubleWell",
     "EvaluationCounts",
+    "GaussianMixture",
+    "ManyWell",
     "OpenMMPotential",
     "Potential",
     "RawEvaluation",
