@@ -12,6 +12,7 @@ import torch
 from openmm import app, unit
 
 import boltzgen.energy as energy
+from boltzgen.energy.contexts import ContextEvaluator
 from boltzgen.energy.read import fingerprint
 from boltzgen.energy.verify import perturbed_frames, reference_terms
 from boltzgen.errors import PotentialError
@@ -177,17 +178,17 @@ def test_engine_failure_is_lost_after_one_retry(charmm: types.SimpleNamespace, m
     potential = energy.OpenMMPotential(charmm, platform="Reference")
     x = torch.from_numpy(_frames(charmm, 3))
     expected = potential(x)
-    true_call = potential._one
+    true_call = ContextEvaluator._evaluate
     failures = {1: 1, 2: 2}
 
-    def sometimes(frame: np.ndarray, forces: bool) -> object:
+    def sometimes(self: ContextEvaluator, frame: np.ndarray, forces: bool) -> object:
         index = int(np.argmin([np.abs(frame - row).max() for row in x.numpy()]))
         if failures.get(index, 0) > 0:
             failures[index] -= 1
             raise openmm.OpenMMException("device lost")
-        return true_call(frame, forces)
+        return true_call(self, frame, forces)
 
-    monkeypatch.setattr(potential, "_one", sometimes)
+    monkeypatch.setattr(ContextEvaluator, "_evaluate", sometimes)
     found = potential(x)
     torch.testing.assert_close(found[:2], expected[:2])
     assert found[2].isnan()

@@ -9,6 +9,7 @@ from boltzgen.energy.analytic import AnalyticTarget, DoubleWell, GaussianMixture
 from boltzgen.energy.base import BatchedPotential, EvaluationCounts, Potential, RawEvaluation, Status
 from boltzgen.energy.compiled import CompiledPotential
 from boltzgen.energy.openmm import OpenMMPotential
+from boltzgen.energy.simplification import simplify
 from boltzgen.errors import PotentialError
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "RawEvaluation",
     "Status",
     "potential",
+    "simplify",
 ]
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from typing import Any
 
 import numpy as np
@@ -14,38 +13,59 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boltzgen.energy.base import BatchedPotential, RawEvaluation
+from boltzgen.energy.contexts import ContextEvaluator, ContextFactory, ContextSettings, choose_platform
 from boltzgen.energy.read import force_names
+from boltzgen.energy.simplification import lattice_frames, simplification, without_unused_maps
 from boltzgen.energy.verify import perturbed_frames
+from boltzgen.energy.worker_processes import WorkerProcesses
+from boltzgen.energy.workers import LOST, Batch, InThisThread, Pool, WorkerThreads
 from boltzgen.errors import PotentialError
 
-__all__ = ["OpenMMPotential", "without_unused_maps"]
+__all__ = ["OpenMMPotential"]
 
 logger = logging.getLogger(__name__)
 
-_GPU_PLATFORMS = ("CUDA", "HIP", "OpenCL")
-
 
 class OpenMMPotential(BatchedPotential):
-    """Energy of a System through an OpenMM Context.
+    """Energy of a System through OpenMM Contexts.
+
+    Contexts and workers are made at the first call, and again after `close()`, after unpickling and in place of those
+    that died. An interruption (Ctrl-C) leaves nothing running, and the potential can be used again.
 
     Parameters
     ----------
     molecule : Molecule
         Anything with `system` (openmm.System) and `positions` (N, 3).
     platform : str
-        "auto" takes CUDA or HIP where there is one, else the faster of Reference and CPU, timed on this molecule;
-        otherwise the name of an OpenMM platform.
+        "auto" takes the fastest of those that work, each timed once on this molecule; otherwise the name of an OpenMM
+        platform.
     precision : "single", "mixed" or "double"
         For GPU platforms. Reference is double and CPU single whatever is said here.
     device_index : int, optional
         Which GPU; OpenMM chooses when absent.
     threads : int
-        For the CPU platform; small molecules are fastest on one.
+        For the CPU platform, in each worker; small molecules are fastest on one.
+    workers : int
+        How many evaluate at a time, each with a Context of its own; 0 evaluates in the calling thread.
+    worker_kind : "process" or "thread"
+        Processes survive a crash of the engine: the sample that caused it is lost, and it alone. They take seconds to
+        start, and a script that creates them needs `if __name__ == "__main__":`. Threads start at once.
+    simplify : bool
+        Evaluate an equal, faster System (see `boltzgen.energy.simplify`).
+    timeout : float
+        Seconds after which a worker process that works at one configuration counts as dead.
+
+    Attributes
+    ----------
+    platform : str
+        The platform in use; `platform_choice` holds the timings.
+    simplification : Simplification or None
+        What was done to the System.
 
     Raises
     ------
     PotentialError
-        The platform does not exist or cannot run this System.
+        The platform does not exist or cannot run this System, or an option makes no sense.
     """
 
     name = "openmm"
@@ -57,160 +77,139 @@ class OpenMMPotential(BatchedPotential):
         precision: str = "mixed",
         device_index: int | None = None,
         threads: int = 1,
+        workers: int = 0,
+        worker_kind: str = "process",
+        simplify: bool = True,
+        timeout: float = 300.0,
     ) -> None:
-        system = molecule.system
-        super().__init__(system.getNumParticles())
         if precision not in ("single", "mixed", "double"):
             raise PotentialError(f"precision must be 'single', 'mixed' or 'double', not {precision!r}")
+        if worker_kind not in ("process", "thread"):
+            raise PotentialError(f"worker_kind must be 'process' or 'thread', not {worker_kind!r}")
+        if workers < 0 or threads < 1 or not timeout > 0:
+            raise PotentialError("workers must be at least 0, threads at least 1 and the timeout above 0 s")
+        system, positions = molecule.system, molecule.positions
+        super().__init__(system.getNumParticles())
         self.fallback_reason = ""  # why the System could not be compiled, if that was tried first
-        self._lean = without_unused_maps(system)
-        self._precision, self._device_index, self._threads = precision, device_index, threads
-        self._frame = perturbed_frames(molecule.positions, 1)[0] if molecule.positions is not None else None
-        self.platform, self._context = self._choose(platform)
-        self._term_context: openmm.Context | None = None
+        self.simplification = simplification(system, positions) if simplify else None
+        self._by_term = without_unused_maps(system) if simplify else copy.deepcopy(system)
+        self._system = self.simplification.system if self.simplification else self._by_term
+        frames = lattice_frames(self.n_atoms, 1) if positions is None else perturbed_frames(positions, 1)
+        settings = ContextSettings(platform, precision, device_index, threads)
+        self.platform_choice = choose_platform(platform, self._system, settings, frames[0])
+        self.platform = self.platform_choice.name
+        self._settings = ContextSettings(self.platform, precision, device_index, threads)
+        self._workers, self._worker_kind, self._timeout = workers, worker_kind, timeout
+        self._pool: Pool | None = None
+        self._careful: Pool | None = None
+        self._term_evaluator: ContextEvaluator | None = None
 
     def terms(self, positions: Tensor) -> dict[str, Tensor]:
-        """Energy per force of the System, {name: (B,) tensor in kJ/mol}; raw."""
+        """Energy per force of the original System, {name: (B,) tensor in kJ/mol}; raw, in the calling thread."""
         self._check(positions)
-        if self._term_context is None:
-            system = copy.deepcopy(self._lean)
-            if system.getNumForces() > 32:
-                raise PotentialError(f"the System has {system.getNumForces()} forces; at most 32 can be told apart")
-            for group, force in enumerate(system.getForces()):
-                force.setForceGroup(group)
-            self._term_context = self._new_context(self.platform, system)
+        if self._term_evaluator is None:
+            self._term_evaluator = self._new_term_evaluator()
         self.counts.add(energy=len(positions))
         frames = _as_numpy(positions)
-        forces = list(zip(force_names(self._lean), self._lean.getForces(), strict=True))
-        values = np.full((len(forces), len(frames)), np.nan)
-        for index, frame in enumerate(frames):
-            if not np.isfinite(frame).all():
-                continue
-            self._term_context.setPositions(frame)
-            for group in range(len(forces)):
-                state = self._term_context.getState(getEnergy=True, groups={group})
-                values[group, index] = state.getPotentialEnergy()._value
+        names = force_names(self._by_term)
+        values = np.full((len(frames), len(names)), np.nan)
+        for index in np.flatnonzero(_finite(frames)):
+            try:
+                values[index] = self._term_evaluator.by_group(frames[index], len(names))
+            except openmm.OpenMMException as error:  # its terms stay NaN
+                logger.warning("OpenMM failed on the terms of one configuration: %s", error)
+                self._term_evaluator = self._new_term_evaluator()
         return {
-            name: torch.from_numpy(row).to(positions)
-            for (name, force), row in zip(forces, values, strict=True)
-            if type(force).__name__ != "CMMotionRemover"
+            name: torch.from_numpy(column).to(positions)
+            for name, column in zip(names, values.T.copy(), strict=True)
+            if not name.startswith("CMMotionRemover")
         }
 
     def report(self) -> str:
-        """Platform and counts."""
-        lines = [f"OpenMM potential: {self.n_atoms} atoms, platform {self.platform}"]
+        """Platform with its timings, workers, what was simplified, and counts."""
+        workers = f"{self._workers} worker {'processes' if self._worker_kind == 'process' else 'threads'}"
+        lines = [
+            f"OpenMM potential: {self.n_atoms} atoms, {workers if self._workers else 'no workers'}",
+            f"Platform: {self.platform_choice.report()}",
+        ]
+        if self.simplification is not None:
+            lines.append(self.simplification.report())
         if self.fallback_reason:
             lines.append(f"Not compiled: {self.fallback_reason}")
         return "\n".join([*lines, f"Counts: {self.counts}"])
 
+    def close(self) -> None:
+        """End the workers and free Contexts and shared memory; a later call makes new ones."""
+        for pool in (self._pool, self._careful):
+            if pool is not None:
+                pool.close()
+        self._pool = self._careful = self._term_evaluator = None
+
+    def __enter__(self) -> OpenMMPotential:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": None, "_careful": None, "_term_evaluator": None}
+
     def _evaluate(self, positions: Tensor, forces: bool) -> RawEvaluation:
-        frames = _as_numpy(positions)
-        energy = np.full(len(frames), np.nan)
-        force = np.zeros_like(frames) if forces else None
-        lost = np.zeros(len(frames), dtype=bool)
-        for index, frame in enumerate(frames):
-            if not np.isfinite(frame).all():
-                continue
-            try:
-                energy[index], found = self._one(frame, forces)
-            except openmm.OpenMMException as error:
-                try:  # a Context that failed may be unusable: a new one, once
-                    self._context = self._new_context(self.platform, self._lean)
-                    energy[index], found = self._one(frame, forces)
-                except openmm.OpenMMException:
-                    logger.warning("OpenMM failed twice on one configuration: %s", error)
-                    lost[index] = True
-                    continue
-            if force is not None and found is not None:
-                force[index] = found
-        return RawEvaluation(
-            torch.from_numpy(energy).to(positions),
-            torch.from_numpy(force).to(positions) if force is not None else None,
-            torch.from_numpy(lost).to(positions.device),
-        )
+        if self._pool is None:
+            self._pool = self._new_pool()
+        return _through(self._pool, positions, forces)
 
-    def _one(self, frame: NDArray[np.float64], forces: bool) -> tuple[float, NDArray[np.float64] | None]:
-        self._context.setPositions(frame)
-        state = self._context.getState(getEnergy=True, getForces=forces)
-        # _value: both are in OpenMM's own units, and value_in_unit costs as much as the energy of a dipeptide.
-        return state.getPotentialEnergy()._value, state.getForces(asNumpy=True)._value if forces else None
+    def _evaluate_carefully(self, positions: Tensor) -> Tensor:
+        """In double precision, which tells an overlap (infinite) from a defect where single precision cannot."""
+        if self._careful is None:
+            self._careful = InThisThread(self._factory(ContextSettings("Reference")))
+        return _through(self._careful, positions, forces=False).energy
 
-    def _choose(self, platform: str) -> tuple[str, openmm.Context]:
-        available = [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
-        if platform != "auto":
-            if platform not in available:
-                raise PotentialError(f"OpenMM has no platform {platform!r} here; it has {', '.join(available)}")
-            try:
-                return platform, self._new_context(platform, self._lean)
-            except Exception as error:
-                raise PotentialError(f"OpenMM cannot run this System on platform {platform!r}: {error}") from error
-        for name in ("CUDA", "HIP"):
-            if name in available:
-                try:
-                    return name, self._new_context(name, self._lean)
-                except Exception as error:  # a driver may be missing
-                    logger.info("platform %s cannot be used: %s", name, error)
-        return self._fastest([name for name in ("Reference", "CPU") if name in available])
+    def _factory(self, settings: ContextSettings) -> ContextFactory:
+        return ContextFactory(openmm.XmlSerializer.serialize(self._system), settings)
 
-    def _fastest(self, names: list[str]) -> tuple[str, openmm.Context]:
-        timed: list[tuple[float, str, openmm.Context]] = []
-        for name in names:
-            self._context = self._new_context(name, self._lean)
-            if self._frame is None:
-                return name, self._context
-            seconds = []
-            for _ in range(6):
-                begin = time.perf_counter()
-                self._one(self._frame, True)
-                seconds.append(time.perf_counter() - begin)
-            timed.append((min(seconds), name, self._context))
-        if not timed:
-            raise PotentialError("OpenMM has neither a Reference nor a CPU platform here")
-        _, name, context = min(timed, key=lambda entry: entry[0])
-        logger.info("platform %s chosen: %s", name, ", ".join(f"{n} {1e6 * s:.0f} us" for s, n, _ in timed))
-        return name, context
+    def _new_pool(self) -> Pool:
+        factory = self._factory(self._settings)
+        if not self._workers:
+            return InThisThread(factory)
+        if self._worker_kind == "thread":
+            return WorkerThreads(factory, self._workers)
+        return WorkerProcesses(factory, self._workers, self.n_atoms, self._timeout)
 
-    def _new_context(self, platform: str, system: openmm.System) -> openmm.Context:
-        properties: dict[str, str] = {}
-        if platform == "CPU":
-            properties["Threads"] = str(self._threads)
-        elif platform in _GPU_PLATFORMS:
-            properties["Precision"] = self._precision
-            if self._device_index is not None:
-                properties["DeviceIndex"] = str(self._device_index)
-        integrator = openmm.VerletIntegrator(0.001)
-        return openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform), properties)
+    def _new_term_evaluator(self) -> ContextEvaluator:
+        system = copy.deepcopy(self._by_term)
+        if system.getNumForces() > 32:
+            raise PotentialError(f"the System has {system.getNumForces()} forces; at most 32 can be told apart")
+        for group, force in enumerate(system.getForces()):
+            force.setForceGroup(group)
+        return ContextEvaluator(system, self._settings)
 
 
-def without_unused_maps(system: openmm.System) -> openmm.System:
-    """A copy without the CMAP grids that no torsion uses; copying those makes up most of a call for CHARMM36m."""
-    system = copy.deepcopy(system)
-    for force in system.getForces():
-        if type(force).__name__ != "CMAPTorsionForce":
-            continue
-        rows = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
-        used = sorted({row[0] for row in rows})
-        if len(used) == force.getNumMaps():
-            continue
-        lean = openmm.CMAPTorsionForce()
-        lean.setForceGroup(force.getForceGroup())
-        lean.setUsesPeriodicBoundaryConditions(force.usesPeriodicBoundaryConditions())
-        for index in used:
-            lean.addMap(*force.getMapParameters(index))
-        for row in rows:
-            lean.addTorsion(used.index(row[0]), *row[1:])
-        return _replace(system, force, lean)
-    return system
+def _through(pool: Pool, positions: Tensor, forces: bool) -> RawEvaluation:
+    """Evaluate a batch; configurations with coordinates that are not finite never reach the pool, and stay NaN."""
+    frames = _as_numpy(positions)
+    finite = _finite(frames)
+    batch = Batch.of(frames[finite], forces)
+    reason = pool.evaluate(batch)
+    lost = np.zeros(len(frames), dtype=bool)
+    lost[finite] = batch.state == LOST
+    if lost.any():
+        logger.warning("%d of %d configurations lost; the last: %s", lost.sum(), len(frames), reason)
+    energy = np.full(len(frames), np.nan)
+    energy[finite] = batch.energies
+    force = None
+    if batch.forces is not None:
+        force = np.zeros_like(frames)
+        force[finite] = batch.forces
+    return RawEvaluation(
+        torch.from_numpy(energy).to(positions),
+        torch.from_numpy(force).to(positions) if force is not None else None,
+        torch.from_numpy(lost).to(positions.device),
+    )
 
 
-def _replace(system: openmm.System, old: openmm.Force, new: openmm.Force) -> openmm.System:
-    """Put a force in the place of another, keeping the order of the forces."""
-    copies = [new if f.this == old.this else copy.deepcopy(f) for f in system.getForces()]
-    while system.getNumForces():
-        system.removeForce(0)
-    for force in copies:
-        system.addForce(force)
-    return system
+def _finite(frames: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(frames).all(axis=(1, 2)))
 
 
 def _as_numpy(positions: Tensor) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from openmm import Platform, unit
 
-from boltzgen.energy.openmm import without_unused_maps
+from boltzgen.energy.simplification import simplify
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
 from boltzgen.sampling.run import SamplingRun, in_femtoseconds, in_kelvin
@@ -92,7 +92,7 @@ def openmmtools_tempering(
 
         np.random.seed(seed % 2**32)
         sampler.create(
-            states.ThermodynamicState(without_unused_maps(molecule.system), molecule.temperature),
+            states.ThermodynamicState(simplify(molecule.system, molecule.positions), molecule.temperature),
             states.SamplerState(positions),
             reporter,
             min_temperature=molecule.temperature,
