@@ -68,8 +68,9 @@ def square_table(pairs: np.ndarray, parameters: Floats, n_atoms: int) -> Floats:
     """Parameters (n, k) of a list of pairs as symmetric matrices (k, N, N, 1), zero where there is no pair."""
     table = np.zeros((parameters.shape[1], n_atoms, n_atoms, 1))
     i, j = pairs.T
-    np.add.at(table, (slice(None), i, j, 0), parameters.T)
-    np.add.at(table, (slice(None), j, i, 0), parameters.T)
+    for matrix, column in zip(table, parameters.T, strict=True):
+        np.add.at(matrix, (i, j, 0), column)
+        np.add.at(matrix, (j, i, 0), column)
     return table
 
 

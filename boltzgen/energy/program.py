@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from boltzgen.energy.born import BornTerms
+from boltzgen.energy.custom import CustomBonded, CustomPairTerms
 from boltzgen.energy.pairs import PairTerms
 from boltzgen.energy.tables import TermTables
 from boltzgen.energy.terms import BondedTerms
@@ -34,10 +36,13 @@ class TermProgram(nn.Module):
         self.n_atoms = n_atoms
         self.constant = tables.constant
         self.bonded = BondedTerms(tables)
-        self.by_few = nn.ModuleList([self.bonded])
-        self.over_pairs = nn.ModuleList()
-        if len(tables.pairs):
-            self.over_pairs.append(PairTerms(tables, n_atoms))
+        self.custom = nn.ModuleList([CustomBonded(terms, n_atoms) for terms in tables.custom])
+        self.by_few = [self.bonded, *self.custom]
+        pairs = [PairTerms(tables, n_atoms)] if len(tables.pairs) else []
+        custom_pairs = [CustomPairTerms(terms) for terms in tables.custom_pairs]
+        self.over_pairs = nn.ModuleList([*pairs, *custom_pairs, *[BornTerms(model) for model in tables.born]])
+        # A coordinate of an atom counts as its difference from a point of its own, the origin.
+        self.has_origin = any(part.absolute for part in self.custom)
         for name in ("head", "tail"):
             index = torch.cat([getattr(part, name) for part in self.by_few])
             self.register_buffer(name, index, persistent=False)
@@ -86,4 +91,7 @@ class TermProgram(nn.Module):
         total = torch.zeros_like(x) if direct is None else direct
         if slopes is None:
             return total
-        return total.index_add_(1, self.head, slopes).index_add_(1, self.tail, slopes, alpha=-1)
+        if self.has_origin:
+            total = torch.cat((total, torch.zeros_like(total[:, :1])), dim=1)
+        total.index_add_(1, self.head, slopes).index_add_(1, self.tail, slopes, alpha=-1)
+        return total[:, : self.n_atoms]

@@ -10,13 +10,12 @@ import numpy as np
 import openmm
 from openmm import unit
 
+from boltzgen.energy.read_custom import COULOMB, CUSTOM_READERS, exclusion_matrix
 from boltzgen.energy.tables import MAX_PERIODICITY, Floats, TermTables, cosine_polynomial, merge
 from boltzgen.errors import PotentialError
 
 __all__ = ["fingerprint", "force_names", "read_system"]
 
-# 1/(4 pi eps0) in kJ nm / (mol e^2), as OpenMM has it (ONE_4PI_EPS0 of SimTKOpenMMRealType.h).
-COULOMB = 138.93545764438198
 _KJ, _NM, _RAD, _E = unit.kilojoule_per_mole, unit.nanometer, unit.radian, unit.elementary_charge
 
 _LJ_TABLES = {
@@ -76,7 +75,8 @@ def read_system(system: openmm.System) -> dict[str, TermTables]:
             raise PotentialError(f"{name} cannot be compiled; use OpenMMPotential for this System")
         if force.usesPeriodicBoundaryConditions():
             raise PotentialError(f"{name} uses periodic boundary conditions; only isolated molecules can be compiled")
-        tables[name] = _READERS[kind](force, name)
+        well_known = _WELL_KNOWN[kind](force, name) if kind in _WELL_KNOWN else None
+        tables[name] = _READERS[kind](force, name) if well_known is None else well_known
     return tables
 
 
@@ -134,6 +134,15 @@ def _torsions(force: openmm.PeriodicTorsionForce, name: str) -> TermTables:
     return TermTables(torsions=_index(atoms, 4), torsion_parameters=_table(rows, 2 * (MAX_PERIODICITY + 1)))
 
 
+def _ryckaert_bellemans(force: openmm.RBTorsionForce, name: str) -> TermTables:
+    """Sum of c_n cos^n(phi - 180 degrees): a polynomial in cos(phi) with the odd signs turned."""
+    rows = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
+    parameters = np.zeros((len(rows), 2 * (MAX_PERIODICITY + 1)))
+    for row, (*_, c0, c1, c2, c3, c4, c5) in zip(parameters, rows, strict=True):
+        row[:6] = [_value(c, _KJ) * (-1) ** n for n, c in enumerate((c0, c1, c2, c3, c4, c5))]
+    return TermTables(torsions=_index([row[:4] for row in rows], 4), torsion_parameters=parameters)
+
+
 def _cmaps(force: openmm.CMAPTorsionForce, name: str) -> TermTables:
     rows = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
     used = sorted({row[0] for row in rows})  # CHARMM files define 24 maps, of which a peptide uses one or two
@@ -151,62 +160,69 @@ def _cmaps(force: openmm.CMAPTorsionForce, name: str) -> TermTables:
 def _nonbonded(force: openmm.NonbondedForce, name: str) -> TermTables:
     if force.getNonbondedMethod() != openmm.NonbondedForce.NoCutoff:
         raise PotentialError(f"{name} uses a cut-off or Ewald sum; build the System with nonbondedMethod=NoCutoff")
-    if force.getNumParticleParameterOffsets() or force.getNumExceptionParameterOffsets():
-        raise PotentialError(f"{name} has parameter offsets, which cannot be compiled; use OpenMMPotential")
     n = force.getNumParticles()
-    particles = np.array(
-        [(_value(q, _E), _value(s, _NM), _value(e, _KJ)) for q, s, e in map(force.getParticleParameters, range(n))]
-    ).reshape(n, 3)
-    charge, sigma, epsilon = particles.T
+    rows = [force.getParticleParameters(i) for i in range(n)]
+    particles = _table([(_value(q, _E), _value(s, _NM), _value(e, _KJ)) for q, s, e in rows], 3)
     exceptions = [force.getExceptionParameters(i) for i in range(force.getNumExceptions())]
-    excluded = np.eye(n, dtype=bool)
-    for i, j, *_ in exceptions:
-        excluded[i, j] = excluded[j, i] = True
-    i, j = np.nonzero(np.triu(~excluded))
+    special = _table([(_value(q, _E**2), _value(s, _NM), _value(e, _KJ)) for _, _, q, s, e in exceptions], 3)
+    _add_offsets(force, particles, special)
+    charge, sigma, epsilon = particles.T
+    special_pairs = [(i, j) for i, j, *_ in exceptions]
+    i, j = np.nonzero(np.triu(exclusion_matrix(n, special_pairs)))
     c12, c6 = _lennard_jones((sigma[i] + sigma[j]) / 2, np.sqrt(epsilon[i] * epsilon[j]))
-    rows = np.stack((c12, c6, COULOMB * charge[i] * charge[j]), axis=1)
-    special = [(_value(q, _E**2), _value(s, _NM), _value(e, _KJ)) for _, _, q, s, e in exceptions]
-    extra = [(*_lennard_jones(s, e), COULOMB * q) for q, s, e in special]
+    pairs = np.stack((c12, c6, COULOMB * charge[i] * charge[j]), axis=1)
+    c12, c6 = _lennard_jones(special[:, 1], special[:, 2])
     return TermTables(
-        pairs=np.concatenate((np.stack((i, j), axis=1), _index([row[:2] for row in exceptions], 2))),
-        pair_parameters=np.concatenate((rows, _table(extra, 3))),
+        pairs=np.concatenate((np.stack((i, j), axis=1), _index(special_pairs, 2))),
+        pair_parameters=np.concatenate((pairs, np.stack((c12, c6, COULOMB * special[:, 0]), axis=1))),
     )
 
 
-def _custom_nonbonded(force: openmm.CustomNonbondedForce, name: str) -> TermTables:
+def _add_offsets(force: openmm.NonbondedForce, particles: Floats, exceptions: Floats) -> None:
+    """Add what global parameters, at their defaults, add to charges, sigmas and epsilons."""
+    indices = range(force.getNumGlobalParameters())
+    value = {force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i) for i in indices}
+    for kind, table in (("Particle", particles), ("Exception", exceptions)):
+        get = getattr(force, f"get{kind}ParameterOffset")
+        for index in range(getattr(force, f"getNum{kind}ParameterOffsets")()):
+            parameter, row, *scales = get(index)
+            table[row] += value[parameter] * np.array(scales, dtype=np.float64)
+
+
+def _lj_tables(force: openmm.CustomNonbondedForce, name: str) -> TermTables | None:
+    """CHARMM's Lennard-Jones by pairs of types; it is then evaluated together with Coulomb."""
     expression = _normal(force.getEnergyFunction())
-    if expression not in _LJ_TABLES:
-        raise PotentialError(f"{name}: the expression {force.getEnergyFunction()!r} cannot be compiled")
-    functions = {force.getTabulatedFunctionName(i): i for i in range(force.getNumTabulatedFunctions())}
+    functions = {
+        force.getTabulatedFunctionName(i): force.getTabulatedFunction(i)
+        for i in range(force.getNumTabulatedFunctions())
+    }
     parameters = [force.getPerParticleParameterName(i) for i in range(force.getNumPerParticleParameters())]
     plain = (
-        force.getNonbondedMethod() == openmm.CustomNonbondedForce.NoCutoff
+        expression in _LJ_TABLES
+        and force.getNonbondedMethod() == openmm.CustomNonbondedForce.NoCutoff
         and force.getNumInteractionGroups() == 0
         and parameters == ["type"]
         and set(functions) == {"acoef", "bcoef"}
+        and all(type(function).__name__ == "Discrete2DFunction" for function in functions.values())
     )
     if not plain:
-        raise PotentialError(
-            f"{name}: cut-offs, interaction groups and parameters other than 'type' cannot be compiled"
-        )
-    a, b = (_discrete(force.getTabulatedFunction(functions[key]), name) for key in ("acoef", "bcoef"))
+        return None
+    a, b = (_discrete(functions[key]) for key in ("acoef", "bcoef"))
     n = force.getNumParticles()
     kind = np.array([force.getParticleParameters(p)[0] for p in range(n)]).round().astype(int)
-    excluded = np.eye(n, dtype=bool)
-    for index in range(force.getNumExclusions()):
-        p, q = force.getExclusionParticles(index)
-        excluded[p, q] = excluded[q, p] = True
-    i, j = np.nonzero(np.triu(~excluded))
+    excluded = [force.getExclusionParticles(index) for index in range(force.getNumExclusions())]
+    i, j = np.nonzero(np.triu(exclusion_matrix(n, excluded)))
     c12 = a[kind[i], kind[j]]
     c12 = c12**2 if _LJ_TABLES[expression] else c12
     rows = np.stack((c12, b[kind[i], kind[j]], np.zeros(len(i))), axis=1)
     return TermTables(pairs=np.stack((i, j), axis=1), pair_parameters=rows)
 
 
-def _custom_bond(force: openmm.CustomBondForce, name: str) -> TermTables:
+def _lj_bonds(force: openmm.CustomBondForce, name: str) -> TermTables | None:
+    """CHARMM's Lennard-Jones between atoms three bonds apart."""
     names = [force.getPerBondParameterName(i) for i in range(force.getNumPerBondParameters())]
     if _normal(force.getEnergyFunction()) not in _LJ_BOND or set(names) != {"sigma", "epsilon"}:
-        raise PotentialError(f"{name}: the expression {force.getEnergyFunction()!r} cannot be compiled")
+        return None
     rows = [force.getBondParameters(i) for i in range(force.getNumBonds())]
     s, e = names.index("sigma"), names.index("epsilon")
     return TermTables(
@@ -215,10 +231,10 @@ def _custom_bond(force: openmm.CustomBondForce, name: str) -> TermTables:
     )
 
 
-def _custom_torsion(force: openmm.CustomTorsionForce, name: str) -> TermTables:
+def _harmonic_impropers(force: openmm.CustomTorsionForce, name: str) -> TermTables | None:
     names = [force.getPerTorsionParameterName(i) for i in range(force.getNumPerTorsionParameters())]
     if _normal(force.getEnergyFunction()) not in _IMPROPER or set(names) != {"k", "theta0"}:
-        raise PotentialError(f"{name}: the expression {force.getEnergyFunction()!r} cannot be compiled")
+        return None
     rows = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
     k, theta = names.index("k"), names.index("theta0")
     return TermTables(
@@ -231,11 +247,16 @@ _READERS: dict[str, Callable[..., TermTables]] = {
     "HarmonicBondForce": _bonds,
     "HarmonicAngleForce": _angles,
     "PeriodicTorsionForce": _torsions,
+    "RBTorsionForce": _ryckaert_bellemans,
     "CMAPTorsionForce": _cmaps,
     "NonbondedForce": _nonbonded,
-    "CustomNonbondedForce": _custom_nonbonded,
-    "CustomBondForce": _custom_bond,
-    "CustomTorsionForce": _custom_torsion,
+    **CUSTOM_READERS,
+}
+# Expressions that the CHARMM files write: evaluated by code made for them, together with other terms of their kind.
+_WELL_KNOWN: dict[str, Callable[..., TermTables | None]] = {
+    "CustomNonbondedForce": _lj_tables,
+    "CustomBondForce": _lj_bonds,
+    "CustomTorsionForce": _harmonic_impropers,
 }
 
 
@@ -248,9 +269,7 @@ def _lennard_jones(sigma: Floats | float, epsilon: Floats | float) -> tuple[Floa
     return 4 * epsilon * sixth**2, 4 * epsilon * sixth
 
 
-def _discrete(function: openmm.TabulatedFunction, name: str) -> Floats:
-    if type(function).__name__ != "Discrete2DFunction":
-        raise PotentialError(f"{name}: tabulated function {type(function).__name__} cannot be compiled")
+def _discrete(function: openmm.Discrete2DFunction) -> Floats:
     width, height, values = function.getFunctionParameters()
     return np.array(values, dtype=np.float64).reshape(height, width).T
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from boltzgen.energy.interactions import BornModel, CustomInteractions, CustomPairs
+
 __all__ = ["MAX_PERIODICITY", "TermTables", "cosine_polynomial", "merge"]
 
 Floats = NDArray[np.float64]
@@ -45,6 +47,8 @@ class TermTables:
         Natural bicubic spline in two dihedrals.
     cmap_energies : list of (size, size) arrays
         kJ/mol; first index along the first dihedral, grid from 0 to 2 pi.
+    custom, custom_pairs, born : lists
+        Terms given by expressions, see `interactions`.
     constant : float
         kJ/mol; a term without geometry.
     """
@@ -62,6 +66,9 @@ class TermTables:
     cmaps: Ints = field(default_factory=lambda: _ints(0, 8))
     cmap_index: Ints = field(default_factory=lambda: _ints(0))
     cmap_energies: list[Floats] = field(default_factory=list)
+    custom: list[CustomInteractions] = field(default_factory=list)
+    custom_pairs: list[CustomPairs] = field(default_factory=list)
+    born: list[BornModel] = field(default_factory=list)
     constant: float = 0.0
 
 
@@ -70,12 +77,14 @@ def merge(tables: Iterable[TermTables]) -> TermTables:
     tables = list(tables)
     merged = TermTables()
     for spec in fields(TermTables):
-        if spec.name not in ("cmap_index", "cmap_energies", "constant"):
-            setattr(
-                merged,
-                spec.name,
-                np.concatenate([getattr(t, spec.name) for t in tables] or [getattr(merged, spec.name)]),
-            )
+        if spec.name in ("cmap_index", "cmap_energies", "constant"):
+            continue
+        empty = getattr(merged, spec.name)
+        values = [getattr(t, spec.name) for t in tables]
+        if isinstance(empty, list):
+            setattr(merged, spec.name, [entry for value in values for entry in value])
+        else:
+            setattr(merged, spec.name, np.concatenate([empty, *values]))
     merged.constant = sum(t.constant for t in tables)
     index: list[Ints] = [merged.cmap_index]
     for t in tables:
