@@ -74,6 +74,7 @@ def describe(generator: BoltzmannGenerator) -> tuple[str, dict[str, Tensor]]:
         "zmatrix.atoms": torch.tensor(zmatrix.atoms, dtype=torch.int64),
         "zmatrix.references": torch.tensor(zmatrix.references, dtype=torch.int64),
         "zmatrix.is_improper": torch.tensor(zmatrix.is_improper, dtype=torch.bool),
+        "zmatrix.is_linear": torch.tensor(zmatrix.is_linear, dtype=torch.bool),
         "chart.factor": torch.tensor(chart.factor, dtype=torch.float64),
     }
     return json.dumps(text), arrays
@@ -124,6 +125,7 @@ def _chart(data: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> CoordinateC
         atoms=arrays["zmatrix.atoms"].numpy(),
         references=arrays["zmatrix.references"].numpy(),
         is_improper=arrays["zmatrix.is_improper"].numpy(),
+        is_linear=arrays["zmatrix.is_linear"].numpy(),
         n_heavy=int(data["zmatrix"]["n_heavy"]),
     )
     rows = tuple(CoordinateRow(**{**row, "atoms": tuple(row["atoms"])}) for row in data["coordinates"])

@@ -50,8 +50,7 @@ def test_named_torsions_are_coordinates(dipeptide, internal):
 @pytest.mark.parametrize(
     ("bonds", "elements", "message"),
     [
-        ([(0, 1), (1, 2)], ["O", "C", "O"], "four atoms"),
-        ([(0, 1), (1, 2), (2, 3)], ["H", "C", "C", "H"], "three of them heavy"),
+        ([(0, 1), (1, 2)], ["O", "C", "O"], "at least four"),
         ([(0, 1), (1, 2), (3, 4)], ["C", "C", "C", "C", "C"], "not connected"),
     ],
 )

@@ -73,9 +73,9 @@ class CoordinateChart:
         StructureError
             If the molecule is too small or not connected, or its structure cannot be minimised.
         """
-        zmatrix = ZMatrix.from_bonds(molecule.bonds, molecule.elements, molecule.torsions)
-        internal = InternalCoordinates(zmatrix)
         positions = minimized_positions(molecule)
+        zmatrix = ZMatrix.from_bonds(molecule.bonds, molecule.elements, molecule.torsions, positions)
+        internal = InternalCoordinates(zmatrix)
         coordinates, _ = internal.to_internal(torch.as_tensor(positions).unsqueeze(0))
         kinds = _kinds(molecule, zmatrix, positions, omega)
         hessian = _hessian(internal, potential, coordinates[0])
@@ -152,8 +152,10 @@ def minimized_positions(molecule: Molecule) -> np.ndarray:
 
 
 def _of_hydrogen(molecule: Molecule, zmatrix: ZMatrix) -> np.ndarray:
-    hydrogen = np.array([element == "H" for element in molecule.elements])[zmatrix.atoms]
-    return np.concatenate([hydrogen[1:], hydrogen[2:], hydrogen[3:]])
+    """Coordinates that involve a hydrogen."""
+    hydrogen = np.array([element == "H" for element in molecule.elements])
+    quads = np.column_stack([zmatrix.atoms, zmatrix.references])
+    return np.concatenate([hydrogen[quads[depth:, : depth + 1]].any(axis=1) for depth in (1, 2, 3)])
 
 
 def _stiff_order(kinds: Sequence[str], of_hydrogen: np.ndarray) -> list[int]:
@@ -261,7 +263,7 @@ def _bounds(kind: str, centre: float, width: float) -> tuple[float, float]:
     """Centre and largest deviation: positive bonds, angles off 0 and 180 degrees, no change of chirality."""
     reach = LIMIT_IN_WIDTHS * width
     if kind == "free torsion":
-        return 0.0, math.pi
+        return centre, math.pi
     if kind == "bond":
         return centre, min(reach, 0.6 * centre)
     if kind == "angle":

@@ -24,6 +24,14 @@ def dihedral_angle(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     return torch.atan2(y, (n1 * n2).sum(-1))
 
 
+def _with_virtual(b: Tensor, a: Tensor, c: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """References a and c (B, n, 3), on some rows replaced by points on the normal of the plane a-b-c, 0.1 nm off b."""
+    axis = nn.functional.normalize(b[:, rows] - a[:, rows], dim=-1)
+    normal = 0.1 * nn.functional.normalize(_cross(a[:, rows] - c[:, rows], axis), dim=-1)
+    on_normal = b[:, rows] + normal
+    return a.index_copy(1, rows, on_normal), c.index_copy(1, rows, on_normal + 0.1 * axis)
+
+
 class InternalCoordinates(nn.Module):
     """Bonds, angles and dihedrals of a Z-matrix.
 
@@ -31,6 +39,10 @@ class InternalCoordinates(nn.Module):
     which the Z-matrix places atoms. The log-determinant is that of the map to positions modulo rigid motion
     (the volume of translations, and that of rotations with Haar measure of total mass 8 pi^2, are left out):
     ``sum 2 log r + sum log sin theta`` over every bond and angle.
+
+    An atom that continues the line a-b (``zmatrix.is_linear``) has no dihedral about it. Its angle is that with the
+    normal of the plane a-b-c, and its dihedral the azimuth about this normal, zero along the line: both are the
+    ordinary ones with virtual points on the normal in the place of a and c, so the volume element is the same.
 
     Parameters
     ----------
@@ -51,6 +63,7 @@ class InternalCoordinates(nn.Module):
         self.register_buffer("_bond_atoms", index([atoms[1:], references[1:, 0]]), persistent=False)
         self.register_buffer("_angle_atoms", index([atoms[2:], references[2:, 0], references[2:, 1]]), persistent=False)
         self.register_buffer("_dihedral_atoms", index([atoms[3:], *references[3:].T]), persistent=False)
+        self.register_buffer("_linear", index(np.flatnonzero(zmatrix.is_linear) - 3), persistent=False)
         # Positions are assembled level by level; `_slot` says where each reference lies in that growing array.
         levels = zmatrix.levels()
         rows = [int(row) for level in levels for row in level]
@@ -60,6 +73,7 @@ class InternalCoordinates(nn.Module):
             self.register_buffer(f"_rows{k}", index(level), persistent=False)
             slots = [[slot[int(atom)] for atom in references[row]] for row in level]
             self.register_buffer(f"_slots{k}", index(slots).T.contiguous(), persistent=False)
+            self.register_buffer(f"_linear{k}", index(np.flatnonzero(zmatrix.is_linear[level])), persistent=False)
         self.register_buffer("_order", index([slot[atom] for atom in range(self.n_atoms)]), persistent=False)
 
     @property
@@ -90,9 +104,13 @@ class InternalCoordinates(nn.Module):
         bonds = torch.linalg.vector_norm(i - j, dim=-1)
         u = positions[:, self._angle_atoms[0]] - positions[:, self._angle_atoms[1]]
         v = positions[:, self._angle_atoms[2]] - positions[:, self._angle_atoms[1]]
+        d, b, a, c = (positions[:, atoms] for atoms in self._dihedral_atoms)
+        if len(self._linear):
+            a, c = _with_virtual(b, a, c, self._linear)
+            v = torch.cat([v[:, :1], a - b], dim=1)
         # atan2 of sine and cosine keeps full precision near straight angles, where arccos does not.
         angles = torch.atan2(torch.linalg.vector_norm(_cross(u, v), dim=-1), (u * v).sum(-1))
-        dihedrals = dihedral_angle(*(positions[:, atoms] for atoms in self._dihedral_atoms))
+        dihedrals = dihedral_angle(d, b, a, c)
         return torch.cat([bonds, angles, dihedrals], dim=-1), -self._log_volume(bonds, angles)
 
     def to_cartesian(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,6 +133,9 @@ class InternalCoordinates(nn.Module):
         for level in range(1, self._n_levels):
             rows = getattr(self, f"_rows{level}")
             b, a, c = (placed[:, slots] for slots in getattr(self, f"_slots{level}"))
+            linear: Tensor = getattr(self, f"_linear{level}")
+            if len(linear):
+                a, c = _with_virtual(b, a, c, linear)
             axis = b - a
             axis = axis / torch.linalg.vector_norm(axis, dim=-1, keepdim=True)
             normal = _cross(a - c, axis)
