@@ -72,7 +72,7 @@ class WorkerProcesses:
 
     def __init__(self, factory: Callable[[], Evaluator], n_workers: int, n_atoms: int, timeout: float) -> None:
         self._factory, self._n_workers, self._n_atoms, self._timeout = factory, n_workers, n_atoms, timeout
-        self._capacity = max(SHARED_BYTES // (48 * n_atoms + 9), 1)
+        self._capacity = self._rows_at_a_time = max(SHARED_BYTES // (48 * n_atoms + 9), 1)
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
         self._memory: list[SharedMemory] = []
@@ -93,8 +93,8 @@ class WorkerProcesses:
             if os.getpid() != self._owner:
                 raise PotentialError("worker processes cannot be used after a fork; pickle the potential instead")
             self._failure = ""
-            for start in range(0, len(batch), self._capacity):
-                self._evaluate_part(batch, slice(start, start + self._capacity))
+            for start in range(0, len(batch), self._rows_at_a_time):
+                self._evaluate_part(batch, slice(start, start + self._rows_at_a_time))
             return self._failure
 
     def close(self) -> None:
@@ -231,6 +231,7 @@ class WorkerProcesses:
 def _serve(connection: Any, factory: Callable[[], Evaluator], memory: str, capacity: int, n_atoms: int) -> None:
     """What a worker does: fill the rows it is told to, until the parent closes the connection or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
         try:
             evaluate = factory()
@@ -245,6 +246,14 @@ def _serve(connection: Any, factory: Callable[[], Evaluator], memory: str, capac
             failure = evaluate_rows(evaluate, batch, start, stop)
             del batch  # a block that arrays still point into cannot be closed
             connection.send(("done", failure))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot say so, and a worker in the middle of its rows would not hear it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _shared_batch(block: SharedMemory, capacity: int, n_atoms: int, forces: bool) -> Batch:
