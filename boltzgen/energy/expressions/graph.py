@@ -214,9 +214,9 @@ def multiply(a: Node, b: Node) -> Node:
     if base == other and first + second <= MAX_PRODUCT_POWER:
         return power(base, constant(first + second))
     if a.kind == "div" and b.kind == "div":
-        for first, second in ((a, b), (b, a)):  # (x/y) (y/z)
-            if first.arguments[1] == second.arguments[0]:
-                return divide(first.arguments[0], second.arguments[1])
+        for over, under in ((a, b), (b, a)):  # (x/y) (y/z)
+            if over.arguments[1] == under.arguments[0]:
+                return divide(over.arguments[0], under.arguments[1])
     if b.kind == "div" and b.arguments[0].is_constant(1):
         return divide(a, b.arguments[1])
     if a.kind == "div" and a.arguments[0].is_constant(1):
