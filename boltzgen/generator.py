@@ -121,7 +121,9 @@ class BoltzmannGenerator:
             from boltzgen.energy import potential as choose_potential
 
             potential = choose_potential(molecule)
-        chart = CoordinateChart.for_molecule(molecule, potential, omega=config.omega)
+        chart = CoordinateChart.for_molecule(
+            molecule, potential, omega=config.omega, fold_symmetry=config.fold_symmetry
+        )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             flow = MolecularFlow(chart, config)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from boltzgen.coordinates.chart import CoordinateChart, CoordinateRow
 from boltzgen.coordinates.internal import InternalCoordinates
+from boltzgen.coordinates.symmetry import SymmetryGroup
 from boltzgen.coordinates.zmatrix import ZMatrix
 from boltzgen.energy import potential as choose_potential
 from boltzgen.errors import CheckpointError
@@ -62,6 +63,7 @@ def describe(generator: BoltzmannGenerator) -> tuple[str, dict[str, Tensor]]:
         "molecule": _molecule_to_json(molecule),
         "zmatrix": {"n_heavy": chart.internal.zmatrix.n_heavy},
         "coordinates": [asdict(row) for row in chart.rows],
+        "symmetry": [asdict(group) for group in chart.symmetry],
         "config": asdict(flow.config),
         "potential": generator.potential.name,
         "kT": generator.kT,
@@ -129,7 +131,10 @@ def _chart(data: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> CoordinateC
         n_heavy=int(data["zmatrix"]["n_heavy"]),
     )
     rows = tuple(CoordinateRow(**{**row, "atoms": tuple(row["atoms"])}) for row in data["coordinates"])
-    return CoordinateChart(InternalCoordinates(zmatrix), rows, arrays["chart.factor"].numpy())
+    symmetry = tuple(
+        SymmetryGroup(**{key: _tuples(value) for key, value in group.items()}) for group in data["symmetry"]
+    )
+    return CoordinateChart(InternalCoordinates(zmatrix), rows, arrays["chart.factor"].numpy(), symmetry)
 
 
 def _molecule_to_json(molecule: Molecule) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from openmm import unit
 
 from boltzgen.coordinates.bounded import BoundedCoordinates
 from boltzgen.coordinates.internal import InternalCoordinates
+from boltzgen.coordinates.symmetry import SymmetryGroup, find_symmetry
 from boltzgen.coordinates.zmatrix import ZMatrix
 from boltzgen.errors import StructureError
 
@@ -53,20 +54,27 @@ class CoordinateChart:
         In the order of the internal coordinates: bonds (nm), angles, dihedrals (rad).
     factor : (n_stiff, n_stiff) array
         Cholesky factor of the correlation of the stiff coordinates, heavy atoms first.
+    symmetry : tuple of SymmetryGroup
+        Groups whose labels are folded; empty where they are not.
     """
 
     internal: InternalCoordinates
     rows: tuple[CoordinateRow, ...]
     factor: np.ndarray
+    symmetry: tuple[SymmetryGroup, ...] = ()
 
     @classmethod
-    def for_molecule(cls, molecule: Molecule, potential: Potential, omega: str = "trans") -> CoordinateChart:
+    def for_molecule(
+        cls, molecule: Molecule, potential: Potential, omega: str = "trans", fold_symmetry: bool = False
+    ) -> CoordinateChart:
         """Z-matrix, classes, and the harmonic approximation at the minimised structure.
 
         Parameters
         ----------
         omega : {"trans", "free"}
             Whether torsions about amide bonds stay on the side on which the structure has them.
+        fold_symmetry : bool
+            Whether groups that a rotation maps onto themselves are generated on a fundamental interval.
 
         Raises
         ------
@@ -86,7 +94,8 @@ class CoordinateChart:
         width[stiff] = np.sqrt(np.diagonal(covariance))
         correlation = covariance / np.outer(width[stiff], width[stiff])
         rows = _rows(molecule, zmatrix, kinds, centre, width)
-        return cls(internal, rows, np.linalg.cholesky(correlation))
+        symmetry = find_symmetry(molecule, potential, zmatrix, kinds, centre, positions) if fold_symmetry else ()
+        return cls(internal, rows, np.linalg.cholesky(correlation), symmetry)
 
     def indices(self, free: bool, of_hydrogen: bool) -> list[int]:
         """Positions of a class of coordinates in the internal vector."""
@@ -131,6 +140,7 @@ class CoordinateChart:
         stiff = [row.name for row in self.rows if row.kind == "stiff torsion"]
         return (
             "Chirality and the labels of prochiral hydrogens as in the structure; "
+            + ("labels within rotating symmetric groups (CH3, NH3, carboxylate, phenyl) any; " if self.symmetry else "")
             + (f"stiff torsions within 90 degrees of their centre: {', '.join(stiff)}; " if stiff else "")
             + "bonds, angles and out-of-plane angles within the reach given in the coordinate table. "
             "log Z is that of this region."

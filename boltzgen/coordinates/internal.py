@@ -53,6 +53,7 @@ class InternalCoordinates(nn.Module):
     _angle_atoms: Tensor
     _dihedral_atoms: Tensor
     _order: Tensor
+    _linear: Tensor
 
     def __init__(self, zmatrix: ZMatrix) -> None:
         super().__init__()

@@ -17,17 +17,23 @@ class TorsionsThenStiff(nn.Module):
 
     Parameters
     ----------
-    n_torsions, n_stiff : int
-        Free torsions (rad) and stiff coordinates (standardised).
+    folds : (n_torsions,) int tensor
+        For each free torsion, how many times its variable goes round while the torsion goes round once: the order
+        of a symmetric group, else 1. Later variables are conditioned on the torsion, not on its multiple, because
+        the labels of the group are exchanged where the variable closes its circle.
+    n_stiff : int
+        Stiff coordinates (standardised).
     stiff_pairs : (2, n_pairs) int tensor
         Pairs of stiff coordinates whose conditional covariance is learned.
     n_context : int
         Width of the context that everything is conditioned on; zero for heavy atoms.
     """
 
+    _folds: Tensor
+
     def __init__(
         self,
-        n_torsions: int,
+        folds: Tensor,
         n_stiff: int,
         stiff_pairs: Tensor,
         n_context: int,
@@ -40,7 +46,9 @@ class TorsionsThenStiff(nn.Module):
         stiff_hidden: int,
     ) -> None:
         super().__init__()
+        n_torsions = len(folds)
         self.n_harmonics = n_harmonics
+        self.register_buffer("_folds", folds, persistent=False)
         self.torsions = TorsionFlow(n_torsions, n_context, torsion_layers, torsion_hidden, n_bins, n_harmonics)
         n_features = 2 * n_harmonics * n_torsions
         self.stiff = StiffFlow(n_stiff, stiff_pairs, n_context + n_features, stiff_layers, stiff_hidden)
@@ -52,7 +60,7 @@ class TorsionsThenStiff(nn.Module):
 
     def features(self, torsions: Tensor, stiff: Tensor) -> Tensor:
         """What a later flow may be conditioned on: (B, n_features)."""
-        return torch.cat([angle_features(torsions, self.n_harmonics), stiff], dim=-1)
+        return torch.cat([angle_features(torsions / self._folds, self.n_harmonics), stiff], dim=-1)
 
     def sample(
         self, n_samples: int, context: Tensor, generator: torch.Generator | None
@@ -72,4 +80,4 @@ class TorsionsThenStiff(nn.Module):
         return self.torsions.log_base(base) + self.stiff.log_base(z) + log_det_torsions + log_det_stiff
 
     def _stiff_context(self, torsions: Tensor, context: Tensor) -> Tensor:
-        return torch.cat([context, angle_features(torsions, self.n_harmonics)], dim=-1)
+        return torch.cat([context, angle_features(torsions / self._folds, self.n_harmonics)], dim=-1)

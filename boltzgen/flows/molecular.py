@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from boltzgen.coordinates.chart import CoordinateChart
+from boltzgen.coordinates.folding import Folding
 from boltzgen.flows.conditional import TorsionsThenStiff
 
 __all__ = ["GeneratorConfig", "MolecularFlow"]
@@ -30,6 +31,9 @@ class GeneratorConfig:
         Harmonics of the torsions that the conditioners see.
     omega : {"trans", "free"}
         Whether amide torsions are stiff (they stay as in the structure) or free.
+    fold_symmetry : bool
+        Whether groups that a rotation maps onto themselves (CH3, NH3, carboxylate, phenyl) are generated on a third
+        or half of the circle and relabelled at random.
     """
 
     torsion_layers: int = 4
@@ -39,10 +43,11 @@ class GeneratorConfig:
     n_bins: int = 12
     n_harmonics: int = 3
     omega: str = "trans"
+    fold_symmetry: bool = False
 
     def sizes(self) -> dict[str, int]:
         """Keyword arguments of the conditional flows."""
-        return {key: value for key, value in asdict(self).items() if key != "omega"}
+        return {key: value for key, value in asdict(self).items() if key not in ("omega", "fold_symmetry")}
 
 
 class MolecularFlow(nn.Module):
@@ -65,6 +70,7 @@ class MolecularFlow(nn.Module):
         self.config = config
         self.internal = chart.internal
         self.bounded = chart.bounded()
+        self.folding = Folding(chart.symmetry, self.internal.n_atoms)
         groups = [chart.indices(free, hydrogen) for hydrogen in (False, True) for free in (True, False)]
         self._n_torsions = (len(groups[0]), len(groups[2]))
         self._n_stiff = (len(groups[1]), len(groups[3]))
@@ -73,10 +79,10 @@ class MolecularFlow(nn.Module):
         self.register_buffer("_scatter", torch.tensor(order).argsort(), persistent=False)
         pairs = [torch.tensor(chart.stiff_pairs(of_hydrogen)) for of_hydrogen in (False, True)]
         sizes = config.sizes()
-        self.heavy = TorsionsThenStiff(self._n_torsions[0], self._n_stiff[0], pairs[0], 0, **sizes)
-        self.hydrogens = TorsionsThenStiff(
-            self._n_torsions[1], self._n_stiff[1], pairs[1], self.heavy.n_features, **sizes
-        )
+        orders = {group.torsion: group.order for group in chart.symmetry}
+        folds = [torch.tensor([orders.get(i, 1) for i in torsions]) for torsions in (groups[0], groups[2])]
+        self.heavy = TorsionsThenStiff(folds[0], self._n_stiff[0], pairs[0], 0, **sizes)
+        self.hydrogens = TorsionsThenStiff(folds[1], self._n_stiff[1], pairs[1], self.heavy.n_features, **sizes)
 
     @property
     def n_atoms(self) -> int:
@@ -86,37 +92,38 @@ class MolecularFlow(nn.Module):
         """Positions (B, N, 3) in nm, differentiable in the parameters, and their log-density (B,)."""
         coordinates, log_q = self.sample_internal(n_samples, generator)
         positions, log_det = self.internal.to_cartesian(coordinates)
-        return positions, log_q - log_det
+        return self.folding.relabel(positions, generator), log_q - log_det - self.folding.log_order
 
     def log_prob(self, positions: Tensor) -> Tensor:
         """Log-density (B,) of positions (B, N, 3) in nm; -inf outside the domain."""
-        coordinates, log_det = self.internal.to_internal(positions)
-        return self.log_prob_internal(coordinates) + log_det
+        coordinates, log_det = self.internal.to_internal(self.folding.representative(positions))
+        return self.log_prob_internal(coordinates) + log_det - self.folding.log_order
 
     def sample_internal(self, n_samples: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Internal coordinates (B, 3N-6) and their log-density (B,)."""
+        """Internal coordinates (B, 3N-6) of representatives, and their log-density (B,)."""
         nothing = self.bounded.centre.new_empty(n_samples, 0)
         torsions, z, log_q = self.heavy.sample(n_samples, nothing, generator)
         given = self.heavy.features(torsions, z)
         more_torsions, more_z, log_q_hydrogens = self.hydrogens.sample(n_samples, given, generator)
         stiff, log_det = self.bounded(torch.cat([z, more_z], dim=-1))
         coordinates = torch.cat([torsions, more_torsions, stiff], dim=-1)[:, self._scatter]
-        return coordinates, log_q + log_q_hydrogens - log_det
+        # A group variable runs once round the circle while its torsion covers the fundamental interval.
+        log_q = log_q + log_q_hydrogens - log_det + self.folding.log_order
+        return self.folding.torsions(coordinates), log_q
 
     def log_prob_internal(self, coordinates: Tensor) -> Tensor:
-        """Log-density (B,) of internal coordinates (B, 3N-6); -inf outside the domain."""
-        torsions, more_torsions, stiff = coordinates[:, self._gather].split(
-            [*self._n_torsions, sum(self._n_stiff)], dim=-1
-        )
+        """Log-density (B,) of internal coordinates (B, 3N-6) of representatives; -inf outside the domain."""
+        variables = self.folding.variables(coordinates)[:, self._gather]
+        torsions, more_torsions, stiff = variables.split([*self._n_torsions, sum(self._n_stiff)], dim=-1)
         variables, log_det, inside = self.bounded.inverse(stiff)
         z, more_z = variables.split(list(self._n_stiff), dim=-1)
         log_q = self.heavy.log_prob(torsions, z, coordinates.new_empty(len(coordinates), 0))
         log_q = log_q + self.hydrogens.log_prob(more_torsions, more_z, self.heavy.features(torsions, z)) + log_det
-        return torch.where(inside, log_q, torch.full_like(log_q, -torch.inf))
+        return torch.where(inside, log_q + self.folding.log_order, torch.full_like(log_q, -torch.inf))
 
     def contains(self, positions: Tensor) -> Tensor:
         """Which configurations (B, N, 3) lie in the domain: (B,) bool."""
-        coordinates, _ = self.internal.to_internal(positions)
+        coordinates, _ = self.internal.to_internal(self.folding.representative(positions))
         inside: Tensor = self.bounded.inverse(coordinates[:, self._gather][:, sum(self._n_torsions) :])[2]
         return inside
 
