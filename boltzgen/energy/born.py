@@ -34,25 +34,35 @@ class BornTerms(nn.Module):
         self._values = _Steps([_Step(step, model, names[:k]) for k, step in enumerate(model.values)])
         self._energies = _Steps([_Step(step, model, names) for step in model.energies])
 
+    def by_atom(self, x: Tensor) -> Tensor:
+        """Energy of every atom, (N, B) in kJ/mol, each pair's energy halved between its two."""
+        _, r = pair_distances(x)
+        state: dict[str, Tensor] = {"r": r, **dict(zip(_COORDINATES, x, strict=True))}
+        for step in self._values:
+            state[step.name] = step(state, False).total
+        energy = torch.zeros_like(x[0])
+        for step in self._energies:
+            energy = energy + (0.5 if step.pairwise else 1.0) * step(state, False).total
+        return energy
+
     def forward(self, x: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Energy (B,) in kJ/mol and gradient (3, N, B) in kJ/mol/nm of (3, N, B) coordinates in nm."""
+        if not gradient:
+            return self.by_atom(x).sum(0), None
         d, r = pair_distances(x)
         state: dict[str, Tensor] = {"r": r, **dict(zip(_COORDINATES, x, strict=True))}
         records: list[tuple[_Step, _Record]] = []
         for step in self._values:
-            record = step(state, gradient)
+            record = step(state, True)
             state[step.name] = record.total
             records.append((step, record))
         energy = x.new_zeros(x.shape[2])
         adjoint = _Adjoint(x)
         for step in self._energies:
-            record = step(state, gradient)
+            record = step(state, True)
             # A pair stands in the square twice.
             energy = energy + (0.5 if step.pairwise else 1.0) * record.total.sum(0)
-            if gradient:
-                adjoint.add_energy(step, record)
-        if not gradient:
-            return energy, None
+            adjoint.add_energy(step, record)
         for step, record in reversed(records):
             adjoint.add_value(step, record)
         return energy, adjoint.gradient(d, r)
@@ -111,8 +121,8 @@ class _Step(nn.Module):
 class _Steps(nn.ModuleList):
     """A list of steps that type checkers know as such."""
 
-    def __iter__(self) -> Iterator[_Step]:  # type: ignore[override]
-        return super().__iter__()
+    def __iter__(self) -> Iterator[_Step]:
+        return super().__iter__()  # type: ignore[return-value]
 
 
 class _Adjoint:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from boltzgen.energy.base import BatchedPotential, RawEvaluation
+from boltzgen.energy.capping import CappedPotential
 from boltzgen.energy.compilation import COMPILE_AFTER, Evaluator, compile_program
+from boltzgen.energy.explanation import Explanation, atom_name, one_configuration, worst_contributions
 from boltzgen.energy.program import TermProgram
 from boltzgen.energy.read import read_system
 from boltzgen.energy.tables import TermTables, merge
@@ -27,8 +29,10 @@ class CompiledPotential(BatchedPotential):
 
     Parameters
     ----------
-    molecule : Molecule
-        Anything with `system` (openmm.System, no constraints, not periodic) and `positions` (N, 3).
+    molecule : Molecule or openmm.System
+        Anything with `system` (openmm.System, no constraints, not periodic) and `positions` (N, 3); or the System.
+    positions : (N, 3) array or Quantity, optional
+        nm; around which the energy is verified, when a System is given.
     device : torch.device or str, optional
         Where to evaluate; the device of the positions when absent. Results come back on the device of the positions.
     dtype : torch.dtype, optional
@@ -52,6 +56,8 @@ class CompiledPotential(BatchedPotential):
     def __init__(
         self,
         molecule: Any,
+        positions: Any = None,
+        *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         compile: bool | str = "auto",
@@ -62,21 +68,28 @@ class CompiledPotential(BatchedPotential):
             raise PotentialError(f"compile must be True, False or 'auto', not {compile!r}")
         if dtype not in (None, torch.float32, torch.float64):
             raise PotentialError(f"dtype must be float32 or float64, not {dtype}")
-        super().__init__(molecule.system.getNumParticles())
+        system = getattr(molecule, "system", molecule)
+        positions = getattr(molecule, "positions", None) if positions is None else positions
+        if verify and positions is None:
+            raise PotentialError("positions are needed to verify the energy; give positions=, or verify=False")
+        super().__init__(system.getNumParticles())
+        self._topology = getattr(molecule, "topology", None)
         self.device = None if device is None else torch.device(device)
         self.dtype = dtype
         self.compile = compile
         self.compile_reason = ""
         self.agreement: Agreement | None = None
-        self._tables = read_system(molecule.system)
+        self._tables = read_system(system)
         self._merged = merge(self._tables.values())
         self._programs: dict[tuple[torch.device, torch.dtype], TermProgram] = {}
         self._evaluators: dict[tuple[torch.device, torch.dtype, bool], Evaluator] = {}
         self._asked: dict[bool, int] = {False: 0, True: 0}
-        self._n_differences = len(self.program(torch.device("cpu"), torch.float64).head) + len(self._merged.pairs)
+        differences = len(self.program(torch.device("cpu"), torch.float64).head) + len(self._merged.pairs)
+        over_square = bool(self._merged.custom_pairs or self._merged.born)
+        self._elements = max(3 * differences, 2 * self.n_atoms**2 * over_square, 1)
         self._chunk = chunk
         if verify:
-            self.agreement = verify_terms(molecule, self._raw_terms, self._raw_forces)
+            self.agreement = verify_terms(system, positions, self._raw_terms, self._raw_forces)
 
     def program(self, device: torch.device, dtype: torch.dtype) -> TermProgram:
         """The evaluating module over (3, N, B) coordinates for one device and precision."""
@@ -118,12 +131,52 @@ class CompiledPotential(BatchedPotential):
         """A program of all terms of the System and some more, such as a bias; its maps come last in `cmap_table`."""
         return TermProgram(merge([self._merged, extra]), self.n_atoms).to(device=device, dtype=dtype)
 
+    def capped(self, max_gradient: float) -> CappedPotential:
+        """The same energy with no term pulling an atom harder than `max_gradient` (kJ/mol/nm), exact below.
+
+        For losses only: weights need the raw energy. What is capped how is said in `boltzgen.energy.capping`.
+
+        Raises
+        ------
+        PotentialError
+            `max_gradient` is not positive, or below an attraction outside of a repulsive wall.
+        """
+        return CappedPotential(
+            self._merged, self.n_atoms, max_gradient, self.name_of, max(self.chunk_size(torch.device("cpu")) // 2, 1)
+        )
+
+    def name_of(self, atom: int) -> str:
+        """Name of an atom, such as ALA2:CB, or its index where there is no topology."""
+        return atom_name(self._topology, atom)
+
+    def explain(self, positions: Any, n: int = 5) -> Explanation:
+        """Energy of one configuration by force, and the contributions that are worst.
+
+        Parameters
+        ----------
+        positions : (N, 3) or (1, N, 3) tensor or array
+            nm.
+        n : int
+            How many contributions to list.
+
+        Raises
+        ------
+        PotentialError
+            Not one configuration of this molecule.
+        """
+        x = one_configuration(positions, self.n_atoms)
+        terms = {name: float(value) for name, value in self._raw_terms(x).items()}
+        with torch.no_grad():
+            program = self.program(torch.device("cpu"), torch.float64)
+            worst = worst_contributions(program, x.permute(2, 1, 0).contiguous(), self.name_of, n)
+        return Explanation(float(self(x)), terms, worst)
+
     def chunk_size(self, device: torch.device) -> int:
         """Configurations evaluated at a time on a device."""
         if self._chunk is not None:
             return self._chunk
         elements = CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS_GPU
-        return int(min(max(elements // (3 * max(self._n_differences, 1)), 64), 262_144))
+        return int(min(max(elements // self._elements, 32), 262_144))
 
     def terms(self, positions: Tensor) -> dict[str, Tensor]:
         """Energy per force of the System, {name: (B,) tensor in kJ/mol}; eager, raw."""

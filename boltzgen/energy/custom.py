@@ -34,6 +34,8 @@ class CustomBonded(nn.Module):
 
     def __init__(self, terms: CustomInteractions, n_atoms: int) -> None:
         super().__init__()
+        self.text = terms.expression.text
+        self.atoms = terms.atoms
         self.n_terms = len(terms.atoms)
         self.geometry = terms.geometry
         names = [g.variable for g in terms.geometry]
@@ -137,6 +139,7 @@ class CustomPairTerms(nn.Module):
 
     def __init__(self, terms: CustomPairs) -> None:
         super().__init__()
+        self.text = terms.expression.text
         first, second = np.nonzero(np.triu(terms.included))
         self.register_buffer("first", torch.from_numpy(first), persistent=False)
         self.register_buffer("second", torch.from_numpy(second), persistent=False)
@@ -159,11 +162,15 @@ class CustomPairTerms(nn.Module):
         if not gradient:
             return self.interactions(x).sum(0), None
         d, r = pair_distances(x)
-        energy, (slope,) = self.square(r)
-        zero = torch.zeros_like(r)
-        energy = torch.where(self.included, energy, zero)
-        slope = torch.where(self.included, slope / r, zero)
+        energy, slope = self.radial(r)
+        slope = slope / r
         return 0.5 * energy.sum(1).sum(0), torch.stack([(slope * d[k]).sum(1) for k in range(3)])
+
+    def radial(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """As `PairTerms.radial`."""
+        energy, (slope,) = self.square(r)
+        zero = torch.zeros_like(energy)
+        return torch.where(self.included, energy, zero), torch.where(self.included, slope, zero)
 
 
 def pair_distances(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,11 @@ class PairTerms(nn.Module):
         d = x.index_select(1, self.first) - x.index_select(1, self.second)
         return _pair(squared_distances(d), self.listed)[0]
 
+    def radial(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy (kJ/mol) and slope (kJ/mol/nm) over the square of pairs at distances (N, N, B) or (B,) in nm."""
+        energy, slope = _pair((r * r).clamp(min=_MIN_SQUARE[r.dtype]), self.square)
+        return energy, slope * r
+
     def forward(self, x: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Energy (B,) in kJ/mol and gradient (3, N, B) in kJ/mol/nm of (3, N, B) coordinates in nm."""
         if not gradient:

@@ -46,6 +46,7 @@ class BondedTerms(nn.Module):
         super().__init__()
         cmap_first, cmap_second = tables.cmaps[:, :4], tables.cmaps[:, 4:]
         dihedrals = np.concatenate((tables.torsions, tables.impropers, cmap_first, cmap_second))
+        self.atoms = {kind: getattr(tables, kind) for kind in ("bonds", "angles", "torsions", "impropers", "cmaps")}
         self.n_bonds, self.n_angles = len(tables.bonds), len(tables.angles)
         self.n_torsions, self.n_impropers, self.n_cmaps = len(tables.torsions), len(tables.impropers), len(tables.cmaps)
         self.n_dihedrals = len(dihedrals)
@@ -140,19 +141,20 @@ class BondedTerms(nn.Module):
         slopes: list[Tensor] = []
         first, last = self.n_torsions, self.n_torsions + self.n_impropers
         if self.n_torsions:
-            energies["torsions"], slope = self._torsion_energy(cosine[:first], sine[:first], gradient)
+            energies["torsions"], slope = self.torsion_energy(cosine[:first], sine[:first], gradient)
             slopes.append(slope)
         if self.n_impropers:
             energies["impropers"], slope = self._improper_energy(cosine[first:last], sine[first:last])
             slopes.append(slope)
         if self.n_cmaps:
-            energies["cmaps"], slope = self._cmap_energy(cosine[last:], sine[last:], gradient)
+            energies["cmaps"], slope = self.cmap_energy(cosine[last:], sine[last:], gradient)
             slopes.append(slope)
         if not gradient:
             return energies, []
         return energies, list(dihedral_gradient(b1, b2, b3, m, n, length, torch.cat(slopes)))
 
-    def _torsion_energy(self, cosine: Tensor, sine: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+    def torsion_energy(self, cosine: Tensor, sine: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+        """Energies of the torsions (n, B) and their slopes by dihedral."""
         p, p_slope = _horner(self.torsion[0], cosine, self.torsion_degree)
         slope = -sine * p_slope
         if self.torsion_sine_degree >= 0:
@@ -167,7 +169,8 @@ class BondedTerms(nn.Module):
         excess = excess - (2 * math.pi) * torch.round(excess / (2 * math.pi))
         return k * excess * excess, 2 * k * excess
 
-    def _cmap_energy(self, cosine: Tensor, sine: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+    def cmap_energy(self, cosine: Tensor, sine: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+        """Energies of the maps (n, B) and, when asked, their slopes by dihedral (2 n, B)."""
         scale = self.cmap_size.to(cosine.dtype) / (2 * math.pi)
         position = torch.atan2(sine, cosine)
         position = torch.where(position < 0, position + 2 * math.pi, position).unflatten(0, (2, self.n_cmaps)) * scale

@@ -85,7 +85,8 @@ def reference_terms(
 
 
 def verify_terms(
-    molecule: Any,
+    system: openmm.System,
+    structure: Any,
     terms: Callable[[Tensor], dict[str, Tensor]],
     forces: Callable[[Tensor], Tensor],
     n_frames: int = 16,
@@ -97,8 +98,8 @@ def verify_terms(
     PotentialError
         A term differs by more than 1e-6 kJ/mol, or a force by more than 1e-5 of the largest.
     """
-    frames = perturbed_frames(molecule.positions, n_frames)
-    expected, expected_forces = reference_terms(molecule.system, frames)
+    frames = perturbed_frames(structure, n_frames)
+    expected, expected_forces = reference_terms(system, frames)
     positions = torch.from_numpy(frames)
     found = {name: value.numpy() for name, value in terms(positions).items()}
     largest: dict[str, float] = {}
