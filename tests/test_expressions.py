@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from boltzgen.energy.expressions import (
     ExpressionProgram,
-    Tabulated,
     parse_expression,
     tabulated_function,
 )
+from boltzgen.energy.expressions.graph import ordered
 from boltzgen.errors import PotentialError
 
 NAMES = ("x", "y", "z")
@@ -75,10 +75,10 @@ def assert_agrees(text, points=POINTS, functions=None, rtol=1e-12, atol=1e-12):
     np.testing.assert_allclose(slopes, expected_slopes, rtol=rtol, atol=atol, err_msg=f"slopes of {text}")
 
 
-UNARY = (
-    "sqrt exp log sin cos sec csc tan cot asin acos atan sinh cosh tanh erf erfc step delta square cube recip abs "
-    "floor ceil"
-).split()
+UNARY = [
+    *("sqrt", "exp", "log", "sin", "cos", "sec", "csc", "tan", "cot", "asin", "acos", "atan", "sinh", "cosh", "tanh"),
+    *("erf", "erfc", "step", "delta", "square", "cube", "recip", "abs", "floor", "ceil"),
+]
 
 
 @pytest.mark.parametrize("name", UNARY)
@@ -86,7 +86,9 @@ def test_functions_of_one_argument(name):
     assert_agrees(f"y*{name}(x*z+0.1)")
 
 
-@pytest.mark.parametrize("name", ["step", "delta", "abs", "floor", "ceil", "square", "cube", "erf", "tanh", "atan", "exp"])
+@pytest.mark.parametrize(
+    "name", ["step", "delta", "abs", "floor", "ceil", "square", "cube", "erf", "tanh", "atan", "exp"]
+)
 def test_functions_at_zero_and_on_integers(name):
     points = [[0.0, 1.0, 0.0], [-0.0, 1.0, 0.0], [1.0, 2.0, 0.0], [-1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [-1.5, 1.0, 0.0]]
     assert_agrees(f"{name}(x)*y", points)
@@ -244,8 +246,11 @@ def test_a_nan_is_not_hidden_by_min_and_max():
 
 # Random expressions ---------------------------------------------------------------------------------------------------
 
-_NUMBERS = st.sampled_from(["0", "1", "2", "3", "0.5", "1.7", "1e-1"])
-_LEAVES = st.one_of(st.sampled_from([*NAMES, *PARAMETERS]), _NUMBERS)
+# A number never stands by itself: OpenMM's optimizer does not return from an expression with a constant that is NaN,
+# such as log(-1).
+_NUMBERS = st.sampled_from(["2", "3", "0.5", "1.7", "1e-1"])
+_NAMES = st.sampled_from([*NAMES, *PARAMETERS])
+_LEAVES = st.one_of(_NAMES, st.builds("({}{}{})".format, _NUMBERS, st.sampled_from("+-*/^"), _NAMES))
 _TREES = st.recursive(
     _LEAVES,
     lambda inner: st.one_of(
@@ -262,20 +267,29 @@ _TREES = st.recursive(
 )
 
 
+def has_infinite_number(text):
+    nodes = ordered([parse_expression(text).root])
+    return any(node.is_constant() and not math.isfinite(node.value) for node in nodes)
+
+
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(_TREES)
 def test_random_expressions(text):
     """Where OpenMM's value and slopes are numbers, ours are the same."""
+    # Lepton takes 0^-1 for 0 where the zero comes from simplification, as in (x-x)^-1; here it is infinite.
+    assume(not has_infinite_number(text))
     expected_value, expected_slopes = openmm_reference(text, POINTS)
     value, slopes = evaluate(text, POINTS)
     expected = np.column_stack([expected_value, expected_slopes])
     found = np.column_stack([value, slopes])
     good = np.isfinite(expected).all(axis=1) & (np.abs(expected) < 1e8).all(axis=1)
+    if "min" in text or "max" in text:
+        good &= ~np.isnan(found).any(axis=1)  # see test_a_nan_is_not_hidden_by_min_and_max
     assume(good.any())
     # What rounding in the last places of the input does to the output is the accuracy that can be asked for.
     moved = [np.column_stack(evaluate(text, POINTS * (1 + shift))) for shift in (1e-12, -1e-12)]
     with np.errstate(invalid="ignore"):
-        spread = np.nanmax([np.abs(other - found) for other in moved], axis=0, initial=0.0)
+        spread = np.max([np.nan_to_num(np.abs(other - found)) for other in moved], axis=0)
     tolerance = 1e-10 * (1 + np.abs(expected)) + 10 * spread
     assert (np.abs(found - expected)[good] <= tolerance[good]).all(), (text, found - expected)
 
@@ -382,3 +396,196 @@ def test_unequal_ends_of_a_periodic_table():
         tabulated_function(openmm.Continuous1DFunction([1.0, 2.0, 3.0], 0, 1, True))
     with pytest.raises(PotentialError, match="object"):
         tabulated_function(object())
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "words"),
+    [
+        ("x+", 2, "missing"),
+        ("", 0, "missing"),
+        ("x+;y=2", 2, "missing"),
+        ("x*+y", 2, "cannot stand"),
+        ("x y", 2, "did not expect 'y'"),
+        ("2x", 1, "operator"),
+        ("x*(y+z", 6, "column 3"),
+        ("x*y)", 3, "did not expect"),
+        ("x)*(y", 1, "did not expect"),
+        ("sqrt (x)", 5, "did not expect"),
+        ("exp(x,y)", 0, "takes 1 argument, not 2"),
+        ("2*max(x)", 2, "takes 2 arguments, not 1"),
+        ("select(x,y)", 0, "takes 3 arguments, not 2"),
+        ("exp()", 4, "cannot stand"),
+        ("1+sqr(x)", 2, "unknown function 'sqr'; did you mean 'sqrt'"),
+        ("pow(x,2)", 0, r"x\^n"),
+        ("x; 2", 3, "definition"),
+        ("x=3", 1, "after a ';'"),
+        ("x; y=", 5, "missing"),
+        ("1e+x", 1, "operator"),
+        ("1.2.3*x", 3, "operator"),
+        ("x*[y]", 2, "unknown name"),
+        ("x+\nyy", 3, "unknown name 'yy'; did you mean 'y'"),
+        ("a*epsilonn", 2, "unknown name"),
+    ],
+)
+def test_errors_point_at_the_place(text, column, words):
+    with pytest.raises(PotentialError, match=words) as caught:
+        program_of(text)
+    _, shown, caret = str(caught.value).rsplit("\n", 2)
+    assert shown[2:] == text.replace("\n", " ")
+    assert caret == " " * (2 + column) + "^"
+    with pytest.raises(openmm.OpenMMException):
+        openmm_reference(text, POINTS[:1])
+
+
+@pytest.mark.parametrize("text", ["x; y+z=2", "x; y=z=3"])
+def test_nonsense_that_openmm_passes_over(text):
+    with pytest.raises(PotentialError, match="definition"):
+        parse_expression(text)
+
+
+def test_deep_and_long_expressions():
+    with pytest.raises(PotentialError, match="deep"):
+        parse_expression("(" * 500 + "x" + ")" * 500)
+    long = "+".join(f"x^{power}*y" for power in range(1, 60)) + "+x" * 3000
+    assert len(parse_expression(long).variables) == 2
+
+
+def test_equality_is_of_the_formula():
+    same = [
+        ["a*b", "b*a"],
+        ["a*b*c", "a*(c*b)", "q*b; q=c*a"],
+        ["a+b-c", "b-(c-a)", "-c+(a+b)", "-(c-a)+b"],
+        ["x-2*y", "-2*y+x", "x+y*-2"],
+        ["a/b*c", "c*a/b", "a*c/b", "a/(b/c)"],
+        ["x^2", "x*x", "square(x)"],
+        ["1/x^6", "x^-6", "recip(x)^6", "1/cube(x)^2"],
+        ["4*eps*((s/r)^12-(s/r)^6); s=0.5*(s1+s2)", "4*(v*v-v)*eps; v=u^6; u=m/r; m=(s2+s1)/2"],
+        ["(a-b)*c", "-(b-a)*c"],
+        ["f(a+b)*3", "3*f(b+a)"],
+    ]
+    other = [
+        "a*b+c",
+        "a-b",
+        "b-a",
+        "a/b",
+        "b/a",
+        "min(a,b)",
+        "atan2(a,b)",
+        "atan2(b,a)",
+        "f(a)",
+        "g(a)",
+        "a",
+        "-a",
+        "2",
+    ]
+    tables = {
+        "f": tabulated_function(openmm.Discrete1DFunction([1, 2])),
+        "g": tabulated_function(openmm.Discrete1DFunction([1, 3])),
+    }
+    groups = [[parse_expression(text, tables) for text in group] for group in [*same, *([text] for text in other)]]
+    for (i, first), (j, second) in itertools.product(enumerate(groups), repeat=2):
+        for one, two in itertools.product(first, second):
+            assert (one == two) == (i == j), (one, two)
+            assert i != j or hash(one) == hash(two)
+    assert groups[0][0] != "a*b"
+
+
+def test_rename_and_substitute():
+    expression = parse_expression("r*exp(-k*r)")
+    assert expression.rename({"r": "k", "k": "r"}) == parse_expression("k*exp(-r*k)")
+    assert expression.substitute({"k": 2.0, "r": parse_expression("x+y")}) == parse_expression("(y+x)*exp(-2*(x+y))")
+    assert expression.derivative("k") == parse_expression("r*(exp(-k*r)*-r)")
+    assert expression.derivative("q") == parse_expression("0")
+    assert expression.variables == {"r", "k"}
+    assert parse_expression("0*q+x-x+p").variables == {"p"}
+
+
+def test_calls_of_names_become_names():
+    expression = parse_expression("k*(distance( p1, p2)-1)^2+d; d=distance(p2,p3)", calls={"distance": 2})
+    assert expression.variables == {"k", "distance(p1,p2)", "distance(p2,p3)"}
+    for text, words in (
+        ("distance(p1)", "takes 2"),
+        ("distance(p1,2)", "must be names"),
+        ("distanc(p1,p2)", "distance"),
+    ):
+        with pytest.raises(PotentialError, match=words):
+            parse_expression(text, calls={"distance": 2})
+
+
+# Programs -------------------------------------------------------------------------------------------------------------
+
+
+def test_constants_are_evaluated_once_in_double_precision():
+    expression = parse_expression("sqrt(e1*e2)*(s/r)^2; s=0.5*(s1+s2)")
+    rng = np.random.default_rng(3)
+    arrays = {name: rng.uniform(1, 2, (5, 1)) for name in ("e1", "e2", "s1")}
+    program = ExpressionProgram(expression, ("r",), {**arrays, "s2": 1.0}, ("r",))
+    shapes = sorted(tuple(buffer.shape) for buffer in program.buffers() if buffer.dim())
+    assert shapes == [(5, 1), (5, 1)]  # the product and the mean, and twice neither for the slope
+    assert program.state_dict() == {}
+    r = torch.tensor(rng.uniform(0.5, 2, (5, 8)))
+    value, (slope,) = program(r)
+    expected = np.sqrt(arrays["e1"] * arrays["e2"]) * (0.5 * (arrays["s1"] + 1) / r.numpy()) ** 2
+    np.testing.assert_allclose(value, expected, rtol=1e-14)
+    np.testing.assert_allclose(slope, -2 * expected / r.numpy(), rtol=1e-14)
+    program = program.to(torch.float32)
+    single, (single_slope,) = program(r.float())
+    assert single.dtype == single_slope.dtype == torch.float32
+    torch.testing.assert_close(single.double(), value, rtol=1e-6, atol=0)  # ten roundings of 6e-8
+
+
+def test_shapes_are_broadcast():
+    x, y = torch.rand(3, 1, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+    program = ExpressionProgram(parse_expression("k+x"), ("x", "y"), {"k": np.ones((2, 1, 1))}, ("x", "y"))
+    value, (in_x, in_y) = program(x, y)
+    assert value.shape == in_x.shape == in_y.shape == (2, 3, 4)
+    assert (value == 1 + x).all()
+    assert (in_x == 1).all()
+    assert (in_y == 0).all()
+    constant = ExpressionProgram(parse_expression("k*2"), ("x",), {"k": np.arange(3.0)[:, None]}, ("x",)).float()
+    value, (slope,) = constant(torch.zeros(3, 2))
+    assert value.tolist() == [[0, 0], [2, 2], [4, 4]]
+    assert slope.tolist() == [[0, 0]] * 3
+    assert value.dtype == slope.dtype == torch.float32
+    alone = ExpressionProgram(parse_expression("k^2"), (), {"k": 3.0})
+    assert alone.value() == 9
+    assert alone.float()()[0].dtype == torch.float32
+    none = ExpressionProgram(parse_expression("k*x"), ("x",), {"k": np.zeros((0, 1))}, ("x",))
+    assert none(torch.zeros(0, 7, dtype=torch.float64))[0].shape == (0, 7)
+
+
+def test_names_are_checked():
+    expression = parse_expression("k*r")
+    with pytest.raises(PotentialError, match="unknown name 'k'"):
+        ExpressionProgram(expression, ("r",))
+    with pytest.raises(PotentialError, match="among the variables"):
+        ExpressionProgram(expression, ("r",), {"k": 1.0}, ("k",))
+    with pytest.raises(PotentialError, match="1 tensors"):
+        ExpressionProgram(expression, ("r",), {"k": 1.0})(torch.ones(1), torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["select(step(x-y), x^7*a, log(z)/y)+min(x,0.2)+atan2(1,y)", "f(x,y)*z+f(y,x)", "d(n)*x+d(x*3)", "erfc(x)*2^y"],
+)
+def test_programs_are_traced_whole_copied_and_pickled(text):
+    functions = {"f": CONTINUOUS["f(x,y)"], "d": openmm.Discrete1DFunction([1.0, 5.0, 2.0, 3.0])}
+    program = program_of(text, functions)
+    columns = [torch.tensor(column) for column in INSIDE.T]
+    value, slopes = program(*columns)
+    compiled = torch.compile(program, backend="eager", fullgraph=True)
+    for other in (compiled, copy.deepcopy(program), pickle.loads(pickle.dumps(program))):
+        again, slopes_again = other(*columns)
+        assert torch.equal(again.nan_to_num(), value.nan_to_num())
+        for one, two in zip(slopes, slopes_again, strict=True):
+            assert torch.equal(one.nan_to_num(), two.nan_to_num())
+
+
+def test_powers_share_their_products():
+    program = ExpressionProgram(parse_expression("x^12-x^6"), ("x",), derivatives=("x",))
+    # x^2 to x^12 by way of 4, 5, 6, 11: six products; two factors and two differences.
+    assert len(program._steps) == 10
+    assert len(program._value_steps) == 5

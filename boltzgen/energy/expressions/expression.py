@@ -37,6 +37,12 @@ class Expression:
     def __hash__(self) -> int:
         return hash(canonical(self.root))
 
+    @property
+    def digest(self) -> str:
+        """The same for equal expressions, from process to process."""
+        form, sign = canonical(self.root)
+        return f"{form.hex()}{'+' if sign > 0 else '-'}"
+
     def rename(self, names: Mapping[str, str]) -> "Expression":
         """The same with free names replaced, all at once."""
         positions = {names.get(name, name): position for name, position in self.positions.items()}
