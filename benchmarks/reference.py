@@ -28,7 +28,7 @@ import torch
 from boltzgen import __version__
 from boltzgen.diagnostics import Verdict
 from boltzgen.energy import CompiledPotential
-from boltzgen.energy.read import fingerprint
+from boltzgen.energy.fingerprint import fingerprint
 from boltzgen.ensemble import Ensemble
 from boltzgen.free_energy import BasinFreeEnergy, basin_free_energies
 from boltzgen.molecule import Molecule

@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 
 Evaluator = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
-# Compilation takes 10-25 s and saves 3-4 us per configuration of a dipeptide: it has paid for itself after this many.
-COMPILE_AFTER = 4_000_000
+# Compilation takes 10-30 s and saves 2-4 us per configuration of a dipeptide (three components of 430 difference
+# vectors): it has paid for itself after about 4e6 of those, and after as many numbers in other molecules.
+COMPILE_AFTER = 5.2e9
 
 
 def compile_program(program: TermProgram, n_atoms: int, batch: int, forces: bool) -> tuple[Evaluator, str]:

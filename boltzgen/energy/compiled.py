@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import openmm
 import torch
 from torch import Tensor
 
@@ -14,10 +19,12 @@ from boltzgen.energy.explanation import Explanation, atom_name, one_configuratio
 from boltzgen.energy.program import TermProgram
 from boltzgen.energy.read import read_system
 from boltzgen.energy.tables import TermTables, merge
-from boltzgen.energy.verify import Agreement, verify_terms
+from boltzgen.energy.verify import SINGLE_TOLERANCE, Agreement, single_precision_error, verify_terms
 from boltzgen.errors import PotentialError
 
 __all__ = ["CompiledPotential"]
+
+logger = logging.getLogger(__name__)
 
 # Elements of one (3, differences, chunk) temporary; 1024 configurations of a dipeptide, measured best on a CPU.
 CHUNK_ELEMENTS = 1_200_000
@@ -44,6 +51,9 @@ class CompiledPotential(BatchedPotential):
         Configurations evaluated at a time; chosen by size when absent, so that memory stays flat.
     verify : bool
         Compare with OpenMM's Reference platform, term by term, on perturbed frames (the default).
+    ignore_constraints : bool
+        Accept a System whose constraints stand in the place of stretch terms, and give the energy without them: for
+        generators and samplers that keep those distances fixed.
 
     Raises
     ------
@@ -63,6 +73,7 @@ class CompiledPotential(BatchedPotential):
         compile: bool | str = "auto",
         chunk: int | None = None,
         verify: bool = True,
+        ignore_constraints: bool = False,
     ) -> None:
         if compile not in (True, False, "auto"):
             raise PotentialError(f"compile must be True, False or 'auto', not {compile!r}")
@@ -78,18 +89,37 @@ class CompiledPotential(BatchedPotential):
         self.dtype = dtype
         self.compile = compile
         self.compile_reason = ""
+        self.precision_reason = ""
         self.agreement: Agreement | None = None
-        self._tables = read_system(system)
+        self._tables = read_system(system, ignore_constraints)
         self._merged = merge(self._tables.values())
         self._programs: dict[tuple[torch.device, torch.dtype], TermProgram] = {}
+        self._term_programs: dict[str, TermProgram] = {}
         self._evaluators: dict[tuple[torch.device, torch.dtype, bool], Evaluator] = {}
         self._asked: dict[bool, int] = {False: 0, True: 0}
         differences = len(self.program(torch.device("cpu"), torch.float64).head) + len(self._merged.pairs)
-        over_square = bool(self._merged.custom_pairs or self._merged.born)
-        self._elements = max(3 * differences, 2 * self.n_atoms**2 * over_square, 1)
+        square = self.n_atoms**2 * (len(self._merged.custom_pairs) + len(self._merged.born))
+        # Numbers in the largest temporary of one configuration, and (weighed by what an expression costs) in all.
+        self._elements = max(3 * differences, 2 * square, 1)
+        self._work = 3 * differences + 6 * square
         self._chunk = chunk
         if verify:
-            self.agreement = verify_terms(system, positions, self._raw_terms, self._raw_forces)
+            self._verify(system, positions)
+
+    def _verify(self, system: openmm.System, positions: Any) -> None:
+        """Compare with OpenMM in float64; and float32 with that, where it may be used."""
+        agreement = verify_terms(system, positions, self._raw_terms, self._raw_forces)
+        if self.dtype != torch.float64:
+            errors = single_precision_error(positions, self._raw_terms, self._absolute_terms)
+            agreement = replace(agreement, single=errors)
+            lost = [name for name, error in errors.items() if not error <= SINGLE_TOLERANCE]
+            if lost:
+                self.precision_reason = f"float32 loses more than {SINGLE_TOLERANCE:g} of {', '.join(lost)}"
+                if self.dtype == torch.float32:
+                    raise PotentialError(f"{self.precision_reason}; leave out dtype, or choose torch.float64")
+                logger.warning("%s: evaluating in float64", self.precision_reason)
+                self.dtype = torch.float64
+        self.agreement = agreement
 
     def program(self, device: torch.device, dtype: torch.dtype) -> TermProgram:
         """The evaluating module over (3, N, B) coordinates for one device and precision."""
@@ -124,7 +154,7 @@ class CompiledPotential(BatchedPotential):
 
     def worth_compiling(self, configurations: int) -> bool:
         """Whether torch.compile is allowed, has not failed here, and pays for so many configurations."""
-        wanted = self.compile is True or (self.compile == "auto" and configurations >= COMPILE_AFTER)
+        wanted = self.compile is True or (self.compile == "auto" and configurations * self._work >= COMPILE_AFTER)
         return wanted and not self.compile_reason
 
     def with_terms(self, extra: TermTables, device: torch.device, dtype: torch.dtype) -> TermProgram:
@@ -192,6 +222,8 @@ class CompiledPotential(BatchedPotential):
             lines.append(self.agreement.report())
         mode = "torch.compile" if self._evaluators else "eager"
         lines.append(f"Evaluation: {mode}" + (f" ({self.compile_reason})" if self.compile_reason else ""))
+        if self.precision_reason:
+            lines.append(f"Always in float64: {self.precision_reason}")
         lines.append(f"Counts: {self.counts}")
         return "\n".join(lines)
 
@@ -219,14 +251,22 @@ class CompiledPotential(BatchedPotential):
         return energy.to(positions.device)
 
     def _raw_terms(self, positions: Tensor) -> dict[str, Tensor]:
+        return self._by_term(positions, lambda program, x: program(x, False)[0])
+
+    def _absolute_terms(self, positions: Tensor) -> dict[str, Tensor]:
+        return self._by_term(positions, lambda program, x: program.absolute(x))
+
+    def _by_term(self, positions: Tensor, value: Callable[[TermProgram, Tensor], Tensor]) -> dict[str, Tensor]:
         device, dtype = self.device or positions.device, self.dtype or positions.dtype
         result: dict[str, Tensor] = {}
         with torch.no_grad():
             for name, tables in self._tables.items():
-                program = TermProgram(tables, self.n_atoms).to(device=device, dtype=dtype)
+                if name not in self._term_programs:
+                    self._term_programs[name] = TermProgram(tables, self.n_atoms)
+                program = copy.deepcopy(self._term_programs[name]).to(device=device, dtype=dtype)
                 chunks = positions.to(device=device, dtype=dtype).split(self.chunk_size(device))
-                energies = [program(x.permute(2, 1, 0).contiguous(), False)[0] for x in chunks]
-                result[name] = torch.cat(energies or [positions.new_zeros(0)]).to(positions)
+                parts = [value(program, x.permute(2, 1, 0).contiguous()) for x in chunks]
+                result[name] = torch.cat(parts or [positions.new_zeros(0)]).to(positions)
         return result
 
     def _raw_forces(self, positions: Tensor) -> Tensor:

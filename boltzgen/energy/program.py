@@ -65,6 +65,17 @@ class TermProgram(nn.Module):
         energy, slopes, direct = self.in_parts(x, gradient)
         return energy, self.by_atom(x, slopes, direct) if gradient else None
 
+    def absolute(self, x: Tensor) -> Tensor:
+        """Sum of the absolute contributions to the energy, (B,) in kJ/mol: what rounding errors scale with."""
+        parts: list[Tensor] = list(self.bonded.interactions(x).values())
+        for part in (*self.custom, *self.over_pairs):
+            if isinstance(part, BornTerms):
+                parts.append(part.by_atom(x))
+            elif isinstance(part, CustomBonded | CustomPairTerms | PairTerms):
+                parts.append(part.interactions(x))
+        total = x.new_zeros(x.shape[2])
+        return torch.stack([total, *(part.abs().sum(0) for part in parts)]).sum(0)
+
     def in_parts(self, x: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """As `forward`, with the gradient in the two parts that `by_atom` joins: all that torch.compile does well."""
         energy = x.new_full((x.shape[2],), self.constant)

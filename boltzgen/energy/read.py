@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 
@@ -11,10 +10,10 @@ import openmm
 from openmm import unit
 
 from boltzgen.energy.read_custom import COULOMB, CUSTOM_READERS, exclusion_matrix
-from boltzgen.energy.tables import MAX_PERIODICITY, Floats, TermTables, cosine_polynomial, merge
+from boltzgen.energy.tables import MAX_PERIODICITY, Floats, TermTables, cosine_polynomial
 from boltzgen.errors import PotentialError
 
-__all__ = ["fingerprint", "force_names", "read_system"]
+__all__ = ["force_names", "read_system"]
 
 _KJ, _NM, _RAD, _E = unit.kilojoule_per_mole, unit.nanometer, unit.radian, unit.elementary_charge
 
@@ -41,13 +40,16 @@ def force_names(system: openmm.System) -> list[str]:
     return names
 
 
-def read_system(system: openmm.System) -> dict[str, TermTables]:
+def read_system(system: openmm.System, ignore_constraints: bool = False) -> dict[str, TermTables]:
     """Tables of every force of a System.
 
     Parameters
     ----------
     system : openmm.System
-        Not periodic, without constraints and virtual sites.
+        Not periodic, without virtual sites.
+    ignore_constraints : bool
+        Take the energy of positions that satisfy the constraints, for callers that see to that. Otherwise constraints
+        are refused, but where the constrained pair keeps its stretch term (`flexibleConstraints=True`).
 
     Returns
     -------
@@ -59,10 +61,12 @@ def read_system(system: openmm.System) -> dict[str, TermTables]:
     PotentialError
         Names the first thing that cannot be compiled.
     """
-    if system.getNumConstraints():
+    rigid = _constrained_without_stretch(system)
+    if rigid and not ignore_constraints:
         raise PotentialError(
-            f"the System has {system.getNumConstraints()} constraints, which an energy over free positions does not "
-            "know; build it with constraints=None and rigidWater=False"
+            f"the System has {system.getNumConstraints()} constraints, {len(rigid)} of them in the place of a stretch "
+            f"term (atoms {rigid[0][0]} and {rigid[0][1]} first), which an energy over free positions does not know; "
+            "build it with constraints=None and rigidWater=False"
         )
     if any(system.isVirtualSite(i) for i in range(system.getNumParticles())):
         raise PotentialError("the System has virtual sites, which cannot be compiled; use OpenMMPotential")
@@ -80,27 +84,15 @@ def read_system(system: openmm.System) -> dict[str, TermTables]:
     return tables
 
 
-def fingerprint(system: openmm.System) -> str:
-    """Hash of all terms and parameters, to nine digits, whatever the order in which the System lists its terms.
-
-    Unlike a hash of the serialized System it is the same from run to run (force-field files are read in the order of
-    Python sets) and for every version of OpenMM. The order of the atoms counts.
-
-    Raises
-    ------
-    PotentialError
-        The System cannot be read.
-    """
-    merged = merge(read_system(system).values())
-    lines = [f"atoms {system.getNumParticles()}", f"constant {merged.constant:.9g}"]
-    kinds = {"bonds": "bond", "pairs": "pair", "angles": "angle", "torsions": "torsion", "impropers": "improper"}
-    for kind, singular in kinds.items():
-        atoms, parameters = getattr(merged, kind), getattr(merged, f"{singular}_parameters")
-        for row, values in zip(atoms.tolist(), parameters + 0.0, strict=True):
-            lines.append(f"{kind} {min(row, row[::-1])} {' '.join(f'{value:.9g}' for value in values)}")
-    for row, index in zip(merged.cmaps.tolist(), merged.cmap_index, strict=True):
-        lines.append(f"cmaps {row} {' '.join(f'{value:.9g}' for value in merged.cmap_energies[index].ravel() + 0.0)}")
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+def _constrained_without_stretch(system: openmm.System) -> list[tuple[int, int]]:
+    pairs = [tuple(sorted(system.getConstraintParameters(i)[:2])) for i in range(system.getNumConstraints())]
+    stretches = {
+        tuple(sorted(force.getBondParameters(i)[:2]))
+        for force in system.getForces()
+        if isinstance(force, openmm.HarmonicBondForce)
+        for i in range(force.getNumBonds())
+    }
+    return [(i, j) for i, j in pairs if (i, j) not in stretches]
 
 
 def _value(quantity: object, of: unit.Unit) -> float:

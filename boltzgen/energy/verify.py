@@ -17,11 +17,13 @@ from torch import Tensor
 from boltzgen.energy.read import force_names
 from boltzgen.errors import PotentialError
 
-__all__ = ["Agreement", "perturbed_frames", "reference_terms", "verify_terms"]
+__all__ = ["Agreement", "perturbed_frames", "reference_terms", "single_precision_error", "verify_terms"]
 
 ENERGY_TOLERANCE = 1e-6  # kJ/mol per term, plus the rounding of very large terms:
 ROUNDING = 1e-10
 GRADIENT_TOLERANCE = 1e-5  # relative to the largest component
+SINGLE_TOLERANCE = 1e-5  # of the sum of the absolute contributions to a term
+PLAUSIBLE = 1e4  # kJ/mol: above, configurations carry no weight at any temperature of interest
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,22 @@ class Agreement:
         Largest difference per force, kJ/mol, over frames where that term is below 1e4 kJ/mol.
     gradient : float
         Largest difference of a force component, relative to the largest component of its frame.
+    single : dict of float
+        Largest error of float32 per force, relative to the sum of its absolute contributions, below 1e4 kJ/mol.
     """
 
     frames: int
     energy: dict[str, float]
     gradient: float
+    single: dict[str, float]
 
     def report(self) -> str:
         """Table of the differences."""
-        lines = [f"Largest difference from OpenMM Reference on {self.frames} perturbed frames, kJ/mol:"]
-        lines += [f"  {name:<28s} {value:.1e}" for name, value in self.energy.items()]
+        lines = [f"Largest difference from OpenMM Reference on {self.frames} perturbed frames, kJ/mol"]
+        lines[0] += "; error of float32, relative:" if self.single else ":"
+        for name, value in self.energy.items():
+            single = f" {self.single[name]:10.1e}" if name in self.single else ""
+            lines.append(f"  {name:<28s} {value:.1e}{single}")
         lines.append(f"  {'forces (relative)':<28s} {self.gradient:.1e}")
         return "\n".join(lines)
 
@@ -55,12 +63,16 @@ def perturbed_frames(positions: Any, n_frames: int, seed: int = 0) -> NDArray[np
 
     The latter take every dihedral round the circle.
     """
-    if unit.is_quantity(positions):
-        positions = positions.value_in_unit(unit.nanometer)
-    base = np.array([[float(c) for c in row] for row in positions], dtype=np.float64)
+    base = _as_array(positions)
     random = np.random.default_rng(seed)
     width = np.where(np.arange(n_frames) % 4 == 3, 0.1, random.uniform(0.01, 0.03, n_frames))
     return base + width[:, None, None] * random.normal(size=(n_frames, *base.shape))
+
+
+def _as_array(positions: Any) -> NDArray[np.float64]:
+    if unit.is_quantity(positions):
+        positions = positions.value_in_unit(unit.nanometer)
+    return np.array([[float(c) for c in row] for row in positions], dtype=np.float64)
 
 
 def reference_terms(
@@ -105,7 +117,7 @@ def verify_terms(
     largest: dict[str, float] = {}
     for name, reference in expected.items():
         difference = np.abs(found[name] - reference) if name in found else np.abs(reference)
-        moderate = np.abs(reference) < 1e4
+        moderate = np.abs(reference) < PLAUSIBLE
         largest[name] = float(difference[moderate].max(initial=0.0))
         if not np.all(difference <= ENERGY_TOLERANCE + ROUNDING * np.abs(reference)):
             raise PotentialError(
@@ -117,4 +129,27 @@ def verify_terms(
         raise PotentialError(
             f"the compiled forces differ from OpenMM by {gradient:.1g} of the largest; use OpenMMPotential"
         )
-    return Agreement(n_frames, {name: largest[name] for name in found}, gradient)
+    return Agreement(n_frames, {name: largest[name] for name in found}, gradient, {})
+
+
+def single_precision_error(
+    structure: Any,
+    terms: Callable[[Tensor], dict[str, Tensor]],
+    absolute: Callable[[Tensor], dict[str, Tensor]],
+    n_frames: int = 16,
+) -> dict[str, float]:
+    """Largest error of float32 per force, relative to the sum of its absolute contributions.
+
+    Only frames below 1e4 kJ/mol count, and the structure itself, whatever its energy.
+    """
+    frames = np.concatenate((perturbed_frames(structure, n_frames), _as_array(structure)[None]))
+    positions = torch.from_numpy(frames).float()
+    exact = terms(positions.double())
+    plausible = torch.stack(list(exact.values())).sum(0) < PLAUSIBLE if exact else torch.zeros(0, dtype=torch.bool)
+    plausible[-1:] = True
+    scale = absolute(positions.double())
+    errors = {}
+    for name, value in terms(positions).items():
+        relative = (value.double() - exact[name]).abs() / scale[name].clamp(min=1.0)
+        errors[name] = float(relative[plausible].max())
+    return errors

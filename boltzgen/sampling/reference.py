@@ -160,7 +160,7 @@ def shipped_reference(molecule: Any) -> ReferenceSummary | None:
     molecule : Molecule
         Compared by its terms and parameters in atom order, not by name.
     """
-    from boltzgen.energy.read import fingerprint
+    from boltzgen.energy.fingerprint import fingerprint
 
     key: str | None = None
     for entry in resources.files("boltzgen").joinpath("data").iterdir():
