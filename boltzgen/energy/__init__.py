@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from boltzgen.energy.alignment import AlignmentPenalty
 from boltzgen.energy.analytic import AnalyticTarget, DoubleWell, GaussianMixture, ManyWell
 from boltzgen.energy.base import BatchedPotential, EvaluationCounts, Potential, RawEvaluation, Status
 from boltzgen.energy.compiled import CompiledPotential
@@ -13,6 +14,7 @@ from boltzgen.energy.simplification import simplify
 from boltzgen.errors import PotentialError
 
 __all__ = [
+    "AlignmentPenalty",
     "AnalyticTarget",
     "BatchedPotential",
     "CompiledPotential",
