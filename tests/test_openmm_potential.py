@@ -269,6 +269,9 @@ def test_workers_killed_from_outside_cost_nothing(pool: WorkerProcesses) -> None
     again = _marked(20)
     assert pool.evaluate(again) == ""
     _assert_done(again)
+    starting = pool.process_ids  # one of them was not needed any more when it was ready
+    pool.evaluate(_marked(20))
+    assert pool.process_ids == starting
 
 
 def test_batches_larger_than_the_shared_memory(pool: WorkerProcesses, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ __all__ = ["WorkerProcesses"]
 
 # Bytes of positions, energies and forces in memory at a time; half of what containers have for /dev/shm as a rule.
 SHARED_BYTES = 32 * 1024**2
+HEAP_BYTES = 16 * 1024**2
 POLL_SECONDS = 0.5
 START_SECONDS = 300.0
 # Deaths in a row, over all workers, without one configuration done in between.
@@ -108,7 +109,7 @@ class WorkerProcesses:
         return [worker.process.pid for worker in self._workers if worker.process.is_alive()]
 
     def _evaluate_part(self, batch: Batch, rows: slice) -> None:
-        self._discard_unsettled()
+        self._discard(starting=False)  # left at work by an interruption of an interruption
         if not self._memory:
             self._memory.append(SharedMemory(create=True, size=self._capacity * (48 * self._n_atoms + 9)))
         shared = _shared_batch(self._memory[0], self._capacity, self._n_atoms, batch.forces is not None)
@@ -117,7 +118,7 @@ class WorkerProcesses:
         try:
             self._run(shared, deque(_Task(start, stop) for start, stop in chunks(n, self._n_workers)))
         except BaseException:  # Ctrl-C too: whoever is at work may still write into the shared arrays
-            self._discard_unsettled()
+            self._discard(starting=True)
             raise
         batch.energies[rows], batch.state[rows] = shared.energies[:n], shared.state[:n]
         if batch.forces is not None and shared.forces is not None:
@@ -217,10 +218,10 @@ class WorkerProcesses:
             if worker.ready and worker.task is None and not worker.process.is_alive():
                 self._remove(worker)
 
-    def _discard_unsettled(self) -> None:
-        """End the workers that are at work or starting, as after an interruption."""
+    def _discard(self, starting: bool) -> None:
+        """End the workers that are at work and, if so wanted, those that are starting."""
         for worker in list(self._workers):
-            if worker.task is not None or not worker.ready:
+            if worker.task is not None or (starting and not worker.ready):
                 self._remove(worker)
 
     def _remove(self, worker: _Worker) -> None:
@@ -232,6 +233,9 @@ def _serve(connection: Any, factory: Callable[[], Evaluator], memory: str, capac
     """What a worker does: fill the rows it is told to, until the parent closes the connection or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Freeing a large block raises the size up to which glibc keeps freed memory. Without it a new process may return
+    # memory to the system and fetch it again in every call of OpenMM: 1 ms for the 24 CMAP grids of CHARMM.
+    np.empty(HEAP_BYTES, np.uint8)
     with contextlib.suppress(EOFError, OSError):
         try:
             evaluate = factory()
