@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from boltzgen.energy import analytic
 from boltzgen.energy.base import BatchedPotential, RawEvaluation
 
 __all__ = ["DoubleWell", "GaussianFlow", "Harmonic"]
@@ -25,23 +26,11 @@ class Harmonic(BatchedPotential):
         return RawEvaluation(energy, -self.stiffness * positions if forces else None)
 
 
-class DoubleWell(BatchedPotential):
-    """``U = 4 (x^2 - 1)^2 + 0.5 x + 0.5 (y^2 + z^2)`` of one particle: the minor well lies at x > 0."""
-
-    name = "double well"
+class DoubleWell(analytic.DoubleWell):
+    """``u = 4 x^4 - 8 x^2 + 0.5 x + 0.5 (y^2 + z^2)`` of one particle: the minor well lies at x > 0."""
 
     def __init__(self) -> None:
-        super().__init__(1)
-        x = torch.linspace(-4, 4, 20001, dtype=torch.float64)
-        weight = torch.exp(-(4 * (x**2 - 1) ** 2 + 0.5 * x))
-        self.minor_population = float(weight[x > 0].sum() / weight.sum())
-        self.log_z = math.log(float(weight.sum()) * 8 / 20000) + math.log(2 * math.pi)
-
-    def _evaluate(self, positions: Tensor, forces: bool) -> RawEvaluation:
-        x, rest = positions[:, 0, :1], positions[:, 0, 1:]
-        energy = (4 * (x**2 - 1) ** 2 + 0.5 * x).squeeze(1) + 0.5 * rest.square().sum(1)
-        force = -torch.cat([16 * x * (x**2 - 1) + 0.5, rest], dim=1).unsqueeze(1) if forces else None
-        return RawEvaluation(energy, force)
+        super().__init__(dimension=3, coefficients=(0.5, -8.0, 4.0), scale=1.0)
 
 
 class GaussianFlow(nn.Module):

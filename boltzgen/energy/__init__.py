@@ -9,6 +9,7 @@ from boltzgen.energy.alignment import AlignmentPenalty
 from boltzgen.energy.analytic import AnalyticTarget, DoubleWell, GaussianMixture, ManyWell
 from boltzgen.energy.base import BatchedPotential, EvaluationCounts, Potential, RawEvaluation, Status
 from boltzgen.energy.compiled import CompiledPotential
+from boltzgen.energy.function import AsePotential, FunctionPotential, SampleFunctionPotential
 from boltzgen.energy.openmm import OpenMMPotential
 from boltzgen.energy.simplification import simplify
 from boltzgen.errors import PotentialError
@@ -16,15 +17,18 @@ from boltzgen.errors import PotentialError
 __all__ = [
     "AlignmentPenalty",
     "AnalyticTarget",
+    "AsePotential",
     "BatchedPotential",
     "CompiledPotential",
     "DoubleWell",
     "EvaluationCounts",
+    "FunctionPotential",
     "GaussianMixture",
     "ManyWell",
     "OpenMMPotential",
     "Potential",
     "RawEvaluation",
+    "SampleFunctionPotential",
     "Status",
     "potential",
     "simplify",
