@@ -52,17 +52,20 @@ class CustomBonded(nn.Module):
         """Energy (B,) in kJ/mol and its gradient by difference vector, as `BondedTerms` gives it."""
         variables, measures = self._measure(x)
         if not gradient:
-            return self.program.value(*variables).sum(0), []
+            return self._of_each(self.program.value(*variables), x).sum(0), []
         energy, slopes = self.program(*variables)
         gradients: list[Tensor] = []
         for measure, slope in zip(measures, slopes, strict=True):
             gradients.extend(measure.pull_back(slope))
-        return energy.sum(0), gradients
+        return self._of_each(energy, x).sum(0), gradients
 
     def interactions(self, x: Tensor) -> Tensor:
         """Energy of every interaction, (n, B) in kJ/mol."""
-        value: Tensor = self.program.value(*self._measure(x)[0])
-        return value
+        return self._of_each(self.program.value(*self._measure(x)[0]), x)
+
+    def _of_each(self, energy: Tensor, x: Tensor) -> Tensor:
+        """One energy for every interaction and sample, also where the expression depends on neither."""
+        return energy.expand(self.n_terms, x.shape[2])
 
     def _measure(self, x: Tensor) -> tuple[list[Tensor], list[_Measure]]:
         if self.absolute:
