@@ -10,6 +10,7 @@ from scipy import integrate, stats
 from boltzgen.energy.analytic import MIDGLEY_2023, DoubleWell, GaussianMixture, ManyWell
 from boltzgen.energy.base import Potential, Status
 from boltzgen.errors import PotentialError
+from boltzgen.generator import BoltzmannGenerator
 
 N_SAMPLES = 50_000
 
@@ -230,6 +231,25 @@ def test_shape_protocol_and_report(target):
     (terms,) = target.terms(exact(target, 3)).values()
     torch.testing.assert_close(terms, target(exact(target, 3)))
     assert target.name in target.report()
+
+
+class PerfectFlow(torch.nn.Module):
+    """Draws exact samples of a target."""
+
+    def __init__(self, target):
+        super().__init__()
+        self.target = target
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def sample_and_log_prob(self, n_samples, generator=None):
+        x = self.target.sample(n_samples, generator)
+        return x, self.target.log_prob(x)
+
+
+def test_generator_of_a_target_in_any_dimension_finds_its_log_z(target):
+    ensemble = BoltzmannGenerator(PerfectFlow(target), target, kT=target.kT).sample(100)
+    assert ensemble.positions.shape == (100, 1, target.dimension)
+    np.testing.assert_allclose(ensemble.log_weights, target.log_z, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ atoms as the squared norm of a vector of 3M coordinates, falls into a translatio
 
 The target of a Cartesian generator is exp(-beta U - lambda D^2): the penalty is dimensionless and independent of the
 temperature. The paper leaves open the unit of length and whether the distance is squared, summed or averaged; here it
-is the squared sum in nm^2, so lambda is in nm^-2 (10 per square angstrom is 1000 here).
+is the squared sum in nm^2, so lambda is in nm^-2. That choice matters: over all orientations of the heavy atoms of
+ACE-ALA-NME 80 % of the weight lies beyond a cap of pi/3 at lambda = 10 nm^-2, where the penalty is flat, and none at
+1000 nm^-2, which is 10 per square angstrom; of the four carbons of butane, 93 % and 5 %.
 """
 
 from __future__ import annotations
