@@ -13,7 +13,7 @@ from openmm import app, unit
 
 import boltzgen.energy as energy
 from boltzgen.energy.contexts import ContextEvaluator
-from boltzgen.energy.read import fingerprint
+from boltzgen.energy.fingerprint import fingerprint
 from boltzgen.energy.verify import perturbed_frames, reference_terms
 from boltzgen.errors import PotentialError
 
@@ -281,8 +281,8 @@ def test_auto_falls_back_with_the_reason(amber: types.SimpleNamespace) -> None:
 def test_wrong_compilation_is_caught(amber: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     import boltzgen.energy.compiled as module
 
-    def wrong(system: openmm.System) -> object:
-        tables = energy_read(system)
+    def wrong(system: openmm.System, *options: object) -> object:
+        tables = energy_read(system, *options)
         tables["HarmonicAngleForce"].angle_parameters[3, 1] += 1e-4
         return tables
 

@@ -38,8 +38,6 @@ class CompiledPotential(BatchedPotential):
     ----------
     molecule : Molecule or openmm.System
         Anything with `system` (openmm.System, no constraints, not periodic) and `positions` (N, 3); or the System.
-    positions : (N, 3) array or Quantity, optional
-        nm; around which the energy is verified, when a System is given.
     device : torch.device or str, optional
         Where to evaluate; the device of the positions when absent. Results come back on the device of the positions.
     dtype : torch.dtype, optional
@@ -51,6 +49,8 @@ class CompiledPotential(BatchedPotential):
         Configurations evaluated at a time; chosen by size when absent, so that memory stays flat.
     verify : bool
         Compare with OpenMM's Reference platform, term by term, on perturbed frames (the default).
+    positions : (N, 3) array or Quantity, optional
+        nm; around which the energy is verified, when a System is given.
     ignore_constraints : bool
         Accept a System whose constraints stand in the place of stretch terms, and give the energy without them: for
         generators and samplers that keep those distances fixed.
@@ -66,13 +66,13 @@ class CompiledPotential(BatchedPotential):
     def __init__(
         self,
         molecule: Any,
-        positions: Any = None,
-        *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         compile: bool | str = "auto",
         chunk: int | None = None,
         verify: bool = True,
+        *,
+        positions: Any = None,
         ignore_constraints: bool = False,
     ) -> None:
         if compile not in (True, False, "auto"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boltzgen.energy.base import BatchedPotential, RawEvaluation
+from boltzgen.energy.capping import CappedPotential
+from boltzgen.energy.compiled import CompiledPotential
 from boltzgen.energy.contexts import ContextEvaluator, ContextFactory, ContextSettings, choose_platform
-from boltzgen.energy.read import force_names
+from boltzgen.energy.explanation import Explanation, atom_name, one_configuration, worst_contributions
+from boltzgen.energy.program import TermProgram
+from boltzgen.energy.read import force_names, read_system
 from boltzgen.energy.simplification import lattice_frames, simplification, without_unused_maps
+from boltzgen.energy.tables import merge
 from boltzgen.energy.verify import perturbed_frames
 from boltzgen.energy.worker_processes import WorkerProcesses
 from boltzgen.energy.workers import LOST, Batch, InThisThread, Pool, WorkerThreads
@@ -34,8 +40,8 @@ class OpenMMPotential(BatchedPotential):
 
     Parameters
     ----------
-    molecule : Molecule
-        Anything with `system` (openmm.System) and `positions` (N, 3).
+    molecule : Molecule or openmm.System
+        Anything with `system` (openmm.System) and `positions` (N, 3); or the System.
     platform : str
         "auto" takes the fastest of those that work, each timed once on this molecule; otherwise the name of an OpenMM
         platform.
@@ -54,6 +60,8 @@ class OpenMMPotential(BatchedPotential):
         Evaluate an equal, faster System (see `boltzgen.energy.simplify`).
     timeout : float
         Seconds after which a worker process that works at one configuration counts as dead.
+    positions : (N, 3) array or Quantity, optional
+        nm; around which platforms are timed and the simplified System is verified, when a System is given.
 
     Attributes
     ----------
@@ -81,6 +89,8 @@ class OpenMMPotential(BatchedPotential):
         worker_kind: str = "process",
         simplify: bool = True,
         timeout: float = 300.0,
+        *,
+        positions: Any = None,
     ) -> None:
         if precision not in ("single", "mixed", "double"):
             raise PotentialError(f"precision must be 'single', 'mixed' or 'double', not {precision!r}")
@@ -88,8 +98,10 @@ class OpenMMPotential(BatchedPotential):
             raise PotentialError(f"worker_kind must be 'process' or 'thread', not {worker_kind!r}")
         if workers < 0 or threads < 1 or not timeout > 0:
             raise PotentialError("workers must be at least 0, threads at least 1 and the timeout above 0 s")
-        system, positions = molecule.system, molecule.positions
+        system = getattr(molecule, "system", molecule)
+        positions = getattr(molecule, "positions", None) if positions is None else positions
         super().__init__(system.getNumParticles())
+        self._topology = getattr(molecule, "topology", None)
         self.fallback_reason = ""  # why the System could not be compiled, if that was tried first
         self.simplification = simplification(system, positions) if simplify else None
         self._by_term = without_unused_maps(system) if simplify else copy.deepcopy(system)
@@ -124,6 +136,29 @@ class OpenMMPotential(BatchedPotential):
             for name, column in zip(names, values.T.copy(), strict=True)
             if not name.startswith("CMMotionRemover")
         }
+
+    def explain(self, positions: Any, n: int = 5) -> Explanation:
+        """Energy of one configuration by force, and the worst contributions of those forces that can be read.
+
+        Parameters and errors are those of `CompiledPotential.explain`.
+        """
+        x = one_configuration(positions, self.n_atoms)
+        terms = {name: float(value) for name, value in self.terms(x).items()}
+        program = TermProgram(merge(read_system(self._by_term, partly=True).values()), self.n_atoms)
+        with torch.no_grad():
+            name_of = partial(atom_name, self._topology)
+            worst = worst_contributions(program, x.permute(2, 1, 0).contiguous(), name_of, n)
+        return Explanation(float(self(x)), terms, worst)
+
+    def capped(self, max_gradient: float) -> CappedPotential:
+        """The energy with every term capped, for losses only; evaluated by torch, see `CompiledPotential.capped`.
+
+        Raises
+        ------
+        PotentialError
+            The System has a force that cannot be compiled, or the threshold does not fit.
+        """
+        return CompiledPotential(self._by_term, verify=False).capped(max_gradient)
 
     def report(self) -> str:
         """Platform with its timings, workers, what was simplified, and counts."""

@@ -40,7 +40,7 @@ def force_names(system: openmm.System) -> list[str]:
     return names
 
 
-def read_system(system: openmm.System, ignore_constraints: bool = False) -> dict[str, TermTables]:
+def read_system(system: openmm.System, ignore_constraints: bool = False, partly: bool = False) -> dict[str, TermTables]:
     """Tables of every force of a System.
 
     Parameters
@@ -50,6 +50,8 @@ def read_system(system: openmm.System, ignore_constraints: bool = False) -> dict
     ignore_constraints : bool
         Take the energy of positions that satisfy the constraints, for callers that see to that. Otherwise constraints
         are refused, but where the constrained pair keeps its stretch term (`flexibleConstraints=True`).
+    partly : bool
+        Leave out what cannot be compiled, instead of refusing it.
 
     Returns
     -------
@@ -61,6 +63,21 @@ def read_system(system: openmm.System, ignore_constraints: bool = False) -> dict
     PotentialError
         Names the first thing that cannot be compiled.
     """
+    if not partly:
+        _check_particles(system, ignore_constraints)
+    tables: dict[str, TermTables] = {}
+    for name, force in zip(force_names(system), system.getForces(), strict=True):
+        if type(force).__name__ in _IGNORED:
+            continue
+        try:
+            tables[name] = _read_force(force, name)
+        except PotentialError:
+            if not partly:
+                raise
+    return tables
+
+
+def _check_particles(system: openmm.System, ignore_constraints: bool) -> None:
     rigid = _constrained_without_stretch(system)
     if rigid and not ignore_constraints:
         raise PotentialError(
@@ -70,18 +87,16 @@ def read_system(system: openmm.System, ignore_constraints: bool = False) -> dict
         )
     if any(system.isVirtualSite(i) for i in range(system.getNumParticles())):
         raise PotentialError("the System has virtual sites, which cannot be compiled; use OpenMMPotential")
-    tables: dict[str, TermTables] = {}
-    for name, force in zip(force_names(system), system.getForces(), strict=True):
-        kind = type(force).__name__
-        if kind in _IGNORED:
-            continue
-        if kind not in _READERS:
-            raise PotentialError(f"{name} cannot be compiled; use OpenMMPotential for this System")
-        if force.usesPeriodicBoundaryConditions():
-            raise PotentialError(f"{name} uses periodic boundary conditions; only isolated molecules can be compiled")
-        well_known = _WELL_KNOWN[kind](force, name) if kind in _WELL_KNOWN else None
-        tables[name] = _READERS[kind](force, name) if well_known is None else well_known
-    return tables
+
+
+def _read_force(force: openmm.Force, name: str) -> TermTables:
+    kind = type(force).__name__
+    if kind not in _READERS:
+        raise PotentialError(f"{name} cannot be compiled; use OpenMMPotential for this System")
+    if force.usesPeriodicBoundaryConditions():
+        raise PotentialError(f"{name} uses periodic boundary conditions; only isolated molecules can be compiled")
+    well_known = _WELL_KNOWN[kind](force, name) if kind in _WELL_KNOWN else None
+    return _READERS[kind](force, name) if well_known is None else well_known
 
 
 def _constrained_without_stretch(system: openmm.System) -> list[tuple[int, int]]:
