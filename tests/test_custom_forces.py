@@ -43,7 +43,7 @@ def frames_of(random, n_frames=6, n_atoms=N_ATOMS, spacing=0.09):
 def assert_agrees(system, frames, force_tolerance=1e-6):
     """Terms to 1e-6 kJ/mol and ten digits, forces to 1e-6 of the largest, with and without gradients, in any batch."""
     expected, expected_forces = reference_terms(system, frames)
-    potential = CompiledPotential(system, frames[0], compile=False, verify=False)
+    potential = CompiledPotential(system, positions=frames[0], compile=False, verify=False)
     x = torch.from_numpy(frames)
     terms = potential.terms(x)
     assert set(terms) == set(expected) - {"CMMotionRemover"}
@@ -409,7 +409,7 @@ def test_points_that_are_no_particles_are_refused_by_name(text, message):
     force = openmm.CustomCompoundBondForce(2, text)
     force.addBond([0, 1])
     with pytest.raises(PotentialError, match=f"CustomCompoundBondForce.*{message}"):
-        CompiledPotential(system_of(force), np.zeros((N_ATOMS, 3)), verify=False)
+        CompiledPotential(system_of(force), verify=False)
 
 
 @pytest.mark.parametrize("build", [custom_compound, custom_gb, custom_nonbonded, gbsa_obc], ids=lambda b: b.__name__)
