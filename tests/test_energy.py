@@ -222,6 +222,8 @@ def test_chunks_and_empty_batches(charmm: types.SimpleNamespace) -> None:
 def test_second_derivative_is_refused(compiled: energy.CompiledPotential, charmm: types.SimpleNamespace) -> None:
     x = torch.from_numpy(_frames(charmm, 2)).requires_grad_()
     (gradient,) = torch.autograd.grad(compiled(x).sum(), x, create_graph=True)
+    with pytest.raises(PotentialError, match="second derivatives"):
+        gradient.square().sum().backward()
     weight = torch.ones(2, dtype=x.dtype, requires_grad=True)
     (gradient,) = torch.autograd.grad((weight * compiled(x)).sum(), x, create_graph=True)
     with pytest.raises(PotentialError, match="second derivatives"):

@@ -228,20 +228,23 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, positions: Tensor, potential: BatchedPotential) -> Tensor:
         energy, forces = potential.energy_and_forces(positions)
-        ctx.save_for_backward(forces)
+        ctx.save_for_backward(positions, forces)
         return energy
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (forces,) = ctx.saved_tensors
-        return _ForceProduct.apply(grad, forces), None
+        positions, forces = ctx.saved_tensors
+        return _ForceProduct.apply(grad, forces, positions), None
 
 
 class _ForceProduct(torch.autograd.Function):
-    """-F times the incoming gradient; refuses to be differentiated again."""
+    """-F times the incoming gradient; refuses to be differentiated again.
+
+    It takes the positions so that autograd knows that its result depends on them, and asks.
+    """
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, forces: Tensor) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, forces: Tensor, positions: Tensor) -> Tensor:
         # An incoming gradient of a bad sample may be NaN or infinite; its force is zero and so is the product.
         bad = ~torch.isfinite(grad)
         product = -torch.where(bad, torch.zeros_like(grad), grad)[:, None, None] * forces
