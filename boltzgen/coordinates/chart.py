@@ -14,15 +14,15 @@ from openmm import unit
 
 from boltzgen.coordinates.bounded import BoundedCoordinates
 from boltzgen.coordinates.internal import InternalCoordinates
+from boltzgen.coordinates.reference import minimized_positions
 from boltzgen.coordinates.symmetry import SymmetryGroup, find_symmetry
 from boltzgen.coordinates.zmatrix import ZMatrix
-from boltzgen.errors import StructureError
 
 if TYPE_CHECKING:
     from boltzgen.energy.base import Potential
     from boltzgen.molecule import Molecule
 
-__all__ = ["CoordinateChart", "CoordinateRow", "minimized_positions"]
+__all__ = ["CoordinateChart", "CoordinateRow"]
 
 FREE_BARRIER = 40.0  # kJ/mol; a torsion with a higher barrier (amides, rings, guanidinium) is stiff
 LIMIT_IN_WIDTHS = 20.0  # 10 widths at four times the temperature, beyond any thermal excursion
@@ -32,10 +32,28 @@ PLANAR_TOLERANCE = math.radians(25)  # a stiff dihedral this close to 0 or 180 d
 
 @dataclass(frozen=True)
 class CoordinateRow:
-    """One internal coordinate: name, kind, atoms, and (for stiff ones) centre, width and largest deviation."""
+    """One internal coordinate.
+
+    Attributes
+    ----------
+    name : str
+        phi, psi, omega, chi1 and so on where the coordinate is one of these, else the labels of its atoms.
+    kind : str
+        "free torsion", "stiff torsion", "improper torsion", "angle" or "bond".
+    label : str
+        The atom that is placed, and the atoms that it is placed by.
+    atoms : tuple of int
+        Their indices.
+    of_hydrogen : bool
+        Whether a hydrogen is among them.
+    centre, width, limit : float
+        Value at the minimised structure (0 or 180 degrees where it is planar), width in the harmonic approximation,
+        and largest deviation that can be reached; nm or rad.
+    """
 
     name: str
     kind: str
+    label: str
     atoms: tuple[int, ...]
     of_hydrogen: bool
     centre: float
@@ -124,15 +142,17 @@ class CoordinateChart:
         return BoundedCoordinates(column("centre"), column("width"), column("limit"), factor, periodic)
 
     def table(self) -> str:
-        """All coordinates, one a line: name, kind, centre, width and reach."""
-        lines = [f"{'coordinate':<34} {'kind':<17} {'centre':>9} {'width':>8} {'reach':>8}"]
-        for row in self.rows:
-            if row.kind == "free torsion":
-                lines.append(f"{row.name:<34} {row.kind:<17} {'any':>9}")
-                continue
-            scale, symbol = (1.0, "nm") if row.kind == "bond" else (180 / math.pi, "deg")
-            numbers = f"{row.centre * scale:9.4g} {row.width * scale:8.3g} {row.limit * scale:8.3g}"
-            lines.append(f"{row.name:<34} {row.kind:<17} {numbers} {symbol}")
+        """All coordinates, one a line: kind, name, atoms, centre, width and reach."""
+        names = ["" if row.name == row.label else row.name for row in self.rows]
+        wide = [max(map(len, column)) for column in (names, [row.label for row in self.rows])]
+        orders = {group.torsion: f"folded {group.order}x" for group in self.symmetry}
+        head = f"{'kind':<17} {'name':<{wide[0]}} {'atoms':<{wide[1]}} {'centre':>9} {'width':>8} {'reach':>8}"
+        lines = [head.rstrip()]
+        for i, (row, name) in enumerate(zip(self.rows, names, strict=True)):
+            scale, symbol = (1.0, "nm ") if row.kind == "bond" else (180 / math.pi, "deg")
+            width = f"{row.width * scale:8.3g}" if row.kind != "free torsion" else f"{'any':>8}"
+            numbers = f"{row.centre * scale:9.4g} {width} {row.limit * scale:8.3g} {symbol} {orders.get(i, '')}"
+            lines.append(f"{row.kind:<17} {name:<{wide[0]}} {row.label:<{wide[1]}} {numbers}".rstrip())
         return "\n".join(lines)
 
     def domain(self) -> str:
@@ -145,20 +165,6 @@ class CoordinateChart:
             + "bonds, angles and out-of-plane angles within the reach given in the coordinate table. "
             "log Z is that of this region."
         )
-
-
-def minimized_positions(molecule: Molecule) -> np.ndarray:
-    """Positions (N, 3) in nm at the local energy minimum next to the molecule's structure, by OpenMM (float64)."""
-    integrator = openmm.VerletIntegrator(0.001)
-    context = openmm.Context(molecule.system, integrator, openmm.Platform.getPlatformByName("Reference"))
-    context.setPositions(molecule.positions)
-    openmm.LocalEnergyMinimizer.minimize(context, tolerance=0.01)
-    state = context.getState(getPositions=True, getEnergy=True)
-    energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
-    positions: np.ndarray = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
-    if not (math.isfinite(energy) and np.isfinite(positions).all()):
-        raise StructureError("the structure cannot be minimised (overlapping atoms?): give a structure without clashes")
-    return positions
 
 
 def _of_hydrogen(molecule: Molecule, zmatrix: ZMatrix) -> np.ndarray:
@@ -260,12 +266,17 @@ def _rows(
     ]
     names = {frozenset(quad): name for name, quad in molecule.torsions.items()}
     of_hydrogen = _of_hydrogen(molecule, zmatrix)
+    linear = np.concatenate([np.zeros(n - 1, dtype=bool), zmatrix.is_linear[2:], zmatrix.is_linear[3:]])
     rows = []
     for i, kind in enumerate(kinds):
         name = names.get(frozenset(atoms[i])) if kind.endswith(("free torsion", "stiff torsion")) else None
-        label = name or "-".join(molecule.atom_label(a) for a in atoms[i])
+        label = "-".join(molecule.atom_label(a) for a in atoms[i])
+        if linear[i]:
+            label += " (across the line)" if kind == "angle" else " (along the line)"
         middle, reach = _bounds(kind, float(centre[i]), float(width[i]))
-        rows.append(CoordinateRow(label, kind, atoms[i], bool(of_hydrogen[i]), middle, float(width[i]), reach))
+        rows.append(
+            CoordinateRow(name or label, kind, label, atoms[i], bool(of_hydrogen[i]), middle, float(width[i]), reach)
+        )
     return tuple(rows)
 
 

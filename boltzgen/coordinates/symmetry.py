@@ -87,10 +87,12 @@ def find_symmetry(
     Notes
     -----
     That the energies are equal is checked on perturbed structures, not concluded from the elements. Methyls and
-    rings agree to 1e-12 kJ/mol; carboxylates in CHARMM to 0.4 kJ/mol, because the improper torsion of the carbon
-    is written for one order of the oxygens. A difference of root mean square below 0.3 kT is allowed: weights account
-    for it exactly, and it costs less than 3 % of the effective sample size. Left out are groups of branches that are themselves ambiguous (tert-butyl), and groups on the side of the bond from which the
-    molecule is built (the ring of toluene, whose methyl group turns about the same bond).
+    rings agree to 1e-12 kJ/mol; carboxylates in CHARMM to 0.4 kJ/mol, because the improper torsion of the carbon is
+    written for one order of the oxygens. A difference of root mean square below 0.3 kT is allowed: weights account
+    for it exactly, and it costs less than 3 % of the effective sample size.
+
+    Left out are groups of branches that are themselves ambiguous (tert-butyl), and groups on the side of the bond
+    from which the molecule is built (the ring of toluene, whose methyl group turns about the same bond).
     """
     found = [
         group
