@@ -1,9 +1,10 @@
-"""From a simplified graph to the operations that are run: integer powers as shared products, fused comparisons."""
+"""From a simplified graph to the operations that are run: powers as products, shared reciprocals, fused comparisons."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from boltzgen.energy.expressions import graph
-from boltzgen.energy.expressions.graph import ZERO, Node, constant, is_product_power
+from boltzgen.energy.expressions.graph import ONE, ZERO, Node, constant, is_product_power
 
 __all__ = ["lower"]
 
@@ -34,7 +35,45 @@ def lower(roots: Iterable[Node]) -> list[Node]:
             lowered[node] = Node(node.kind, arguments, tabulated=node.tabulated, orders=node.orders)
         else:
             lowered[node] = node
-    return [lowered[root] for root in roots]
+    return _with_shared_reciprocals([lowered[root] for root in roots])
+
+
+def _with_shared_reciprocals(roots: Sequence[Node]) -> list[Node]:
+    """Divisions by something that other divisions need too become products: a division costs as much as ten."""
+    nodes = graph.ordered(roots)
+    factors = {node: _factors(node.arguments[1]) for node in nodes if node.kind == "div"}
+    uses = Counter(factor for parts in factors.values() for factor in set(parts))
+    done: dict[Node, Node] = {}
+    for node in nodes:
+        arguments = tuple(done[argument] for argument in node.arguments)
+        if node in factors:
+            shared = [done[factor] for factor in factors[node] if uses[factor] > 1]
+            alone = [done[factor] for factor in factors[node] if uses[factor] == 1]
+            done[node] = _quotient(arguments[0], shared, alone)
+        elif arguments:
+            done[node] = Node(node.kind, arguments, tabulated=node.tabulated, orders=node.orders)
+        else:
+            done[node] = node
+    return [done[root] for root in roots]
+
+
+def _factors(node: Node) -> list[Node]:
+    return [f for a in node.arguments for f in _factors(a)] if node.kind == "mul" else [node]
+
+
+def _quotient(numerator: Node, shared: Sequence[Node], alone: Sequence[Node]) -> Node:
+    parts = [Node("div", (ONE, factor)) for factor in shared]
+    if parts:
+        inverse = _product(parts)
+        numerator = inverse if numerator.is_constant(1.0) else Node("mul", (numerator, inverse))
+    return Node("div", (numerator, _product(alone))) if alone else numerator
+
+
+def _product(nodes: Sequence[Node]) -> Node:
+    product = nodes[0]
+    for node in nodes[1:]:
+        product = Node("mul", (product, node))
+    return product
 
 
 def _chain(base: Node, exponents: set[int]) -> dict[int, Node]:
