@@ -15,7 +15,7 @@ help:
 	@echo "make lint          ruff and mypy only"
 	@echo "make format        let ruff rewrite the code"
 	@echo "make notebooks     run the notebooks on a small budget"
-	@echo "make bench-energy  accuracy and speed of the compiled energy against OpenMM"
+	@echo "make bench-energy  accuracy and speed of the compiled energy against OpenMM (about 10 minutes on 2 cores)"
 	@echo "make reference     compute the reference free energy of alanine dipeptide again (hours)"
 	@echo "make clean         remove the virtual environment, caches and demo runs"
 	@echo "PYTHON=python3.12 make ... takes another interpreter (3.11, 3.12 or 3.13)"
@@ -42,7 +42,7 @@ notebooks: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_notebooks.py
 
 bench-energy: $(INSTALLED)
-	$(BIN)/python benchmarks/energy.py
+	$(BIN)/python benchmarks/energy.py $(ARGS)
 
 reference: $(INSTALLED)
 	$(BIN)/python benchmarks/reference.py

@@ -1,122 +1,302 @@
-"""Accuracy and speed of the energy: a table for the closing notes.
+"""The energy engine against OpenMM: accuracy, speed, bad samples, scaling, first call.
 
-    python benchmarks/energy.py [--threads 1] [--seconds 1.0] [--batch 4096]
+    make bench-energy                (ten minutes on two cores; or: python benchmarks/energy.py [--threads 1])
+    python benchmarks/energy.py --quick     (a minute: the dipeptide in vacuum only, nothing is written)
 
-Prints the largest difference of every term from OpenMM's Reference platform on 100 perturbed frames (float64), the
-error of float32, and microseconds per configuration of an OpenMM loop, of eager and of compiled evaluation, within one
-run.
+Prints its tables and writes them to benchmarks/results/energy.md and energy.json. The two sides of every ratio are
+measured in the same run, taking turns, and the shortest time of each counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import bad_samples
 import numpy as np
 import openmm
 import torch
+from numpy.typing import NDArray
+from openmm_calls import new_context, tight_loop
+from tables import Table, interleaved
 
-from boltzgen.energy import CompiledPotential, OpenMMPotential
+from boltzgen.energy import CompiledPotential, OpenMMPotential, simplify
+from boltzgen.energy.program import TermProgram
 from boltzgen.energy.verify import perturbed_frames, reference_terms
 from boltzgen.molecule import Molecule
 
-STRUCTURE = Path(__file__).resolve().parent.parent / "systems" / "alanine_dipeptide.pdb"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DIPEPTIDE = ROOT / "systems" / "alanine_dipeptide.pdb"
+CHIGNOLIN = ROOT / "tests" / "data" / "chignolin.pdb"
+# Name, structure, solvent, batch, and the least ratios to be reached: energy only, energy and forces.
+SYSTEMS = (
+    ("alanine dipeptide, vacuum", DIPEPTIDE, None, 4096, (400, 100)),
+    ("alanine dipeptide, OBC2", DIPEPTIDE, "obc2", 4096, (100, 30)),
+    ("chignolin, vacuum", CHIGNOLIN, None, 1024, (30, 10)),
+    ("chignolin, OBC2", CHIGNOLIN, "obc2", 1024, (30, 10)),
+)
+SCALING = (
+    ("ACE-ALA-NME", DIPEPTIDE),
+    ("ACE-ALA3-NME", ROOT / "tests" / "data" / "ace_ala3_nme.pdb"),
+    ("ACE-ALA5-NME", ROOT / "tests" / "data" / "ace_ala5_nme.pdb"),
+    ("chignolin", CHIGNOLIN),
+    ("Trp-cage, extended", ROOT / "benchmarks" / "data" / "trp_cage.pdb"),
+)
+BATCHES = (1024, 4096, 16384)
+SEEDS = {"accuracy": 1, "speed": 2, "bad samples": bad_samples.SEED}
+Floats = NDArray[np.float64]
 
 
-def accuracy(molecule: Molecule) -> None:
-    """Largest differences from OpenMM Reference, by term."""
-    candidates = perturbed_frames(molecule.positions, 200, seed=1)
-    # Three quarters are moved by 0.01-0.03 nm; the others, moved by 0.1 nm, have energies up to 1e10 kJ/mol.
-    frames = candidates[np.arange(200) % 4 != 3][:100]
+def accuracy(name: str, molecule: Molecule) -> Table:
+    """Largest differences from OpenMM's Reference platform by term, float64 and float32."""
+    # Rounded to float32 first, so that both precisions see the same positions.
+    frames = perturbed_frames(molecule.positions, 100, seed=SEEDS["accuracy"]).astype(np.float32).astype(np.float64)
     expected, forces = reference_terms(molecule.system, frames)
-    potential = CompiledPotential(molecule, compile=False)
-    positions = torch.from_numpy(frames)
-    total = sum(expected.values())
-    print(f"Compiled against OpenMM {openmm.__version__} Reference, 100 perturbed frames, float64, kJ/mol")
-    print(f"  energies of the frames: {total.min():.0f} to {total.max():.3g}")
-    for name, value in potential.terms(positions).items():
-        print(f"  {name:<24s} {np.abs(value.numpy() - expected[name]).max():.1e}")
-    energy, found = potential.energy_and_forces(positions)
-    print(f"  {'total':<24s} {np.abs(energy.numpy() - total).max():.1e}")
-    relative = np.abs(found.numpy() - forces).max(axis=(1, 2)) / np.abs(forces).max(axis=(1, 2))
-    print(f"  {'forces, of the largest':<24s} {relative.max():.1e}")
-    single = potential(positions.float()).double().numpy()
-    print(f"  {'total in float32':<24s} {np.abs(single - total).max():.1e}")
-    far = torch.from_numpy(candidates[3::4])
-    expected, _ = reference_terms(molecule.system, far.numpy())
-    error = np.abs(potential(far).numpy() - sum(expected.values())) / np.abs(sum(expected.values()))
-    print(f"  50 frames moved by 0.1 nm, total relative to itself: {error.max():.1e}")
+    total = np.sum(list(expected.values()), axis=0)
+    moderate = np.abs(total) < 1e4
+    potential = CompiledPotential(molecule, compile=False, verify=False)
+    x = torch.from_numpy(frames)
+    double = {key: value.numpy() for key, value in potential.terms(x).items()}
+    single = {key: value.double().numpy() for key, value in potential.terms(x.float()).items()}
+    table = Table(
+        f"Accuracy: {name}",
+        ("term", "float64, kJ/mol", "float64, of the energy", "float32, kJ/mol", "float32, of the contributions"),
+    )
+
+    def row(label: str, found: Floats, rough: Floats, reference: Floats, scale: Floats) -> None:
+        difference, rough_difference = np.abs(found - reference), np.abs(rough - reference)
+        values = [
+            difference[moderate].max(),
+            (difference / np.maximum(np.abs(reference), 1)).max(),
+            rough_difference[moderate].max(),
+            (rough_difference / scale).max(),
+        ]
+        table.rows.append([label, *map(float, values)])
+
+    sums = {key: absolute_sum(potential, key, x) for key in double}
+    for key in double:
+        row(key, double[key], single[key], expected[key], sums[key])
+    energy, found = potential.energy_and_forces(x)
+    rough = potential(x.float()).double().numpy()
+    row("total", energy.numpy(), rough, total, np.sum(list(sums.values()), axis=0))
+    error = np.abs(found.numpy() - forces).max(axis=(1, 2)) / np.abs(forces).max(axis=(1, 2))
+    table.notes = [
+        f"Against OpenMM {openmm.__version__} Reference on {len(frames)} perturbed frames of "
+        f"{total.min():.0f} to {total.max():.3g} kJ/mol; columns in kJ/mol: the {moderate.sum()} below 1e4.",
+        "Contributions: the sum of their absolute values; where a single map (CMAP) passes through zero, so does it.",
+        "Aims: 1e-6 kJ/mol per term in float64; in float32 1e-5 of the contributions per term, and 0.02 in the total.",
+        f"Forces, float64: {error.max():.1e} of the largest component of the frame.",
+    ]
+    return table
 
 
-def microseconds(call: Callable[[], object], configurations: int, seconds: float) -> float:
-    """Fastest call within a time, in microseconds per configuration."""
-    call()
-    best, end = np.inf, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        begin = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - begin)
-    return 1e6 * best / configurations
+def absolute_sum(potential: CompiledPotential, term: str, x: torch.Tensor) -> Floats:
+    """Sum of the absolute contributions to one term, (B,) in kJ/mol; a pair counts once, not by its parts."""
+    program = TermProgram(potential._tables[term], potential.n_atoms).double()
+    positions = x.permute(2, 1, 0).contiguous()
+    with torch.no_grad():
+        parts = list(program.bonded.interactions(positions).values())
+        parts += [part.interactions(positions) for part in program.custom]  # type: ignore[operator]
+        for part in program.over_pairs:
+            by_atom = getattr(part, "by_atom", None)  # generalized Born: shares of atoms
+            parts.append(by_atom(positions) if by_atom else part.interactions(positions))  # type: ignore[operator]
+        return np.asarray(sum(part.abs().sum(0) for part in parts) + 1e-300 + abs(program.constant))
 
 
-def openmm_loop(system: openmm.System, platform: str, frames: np.ndarray, forces: bool) -> Callable[[], object]:
-    """The tightest loop over samples on the System as created."""
-    properties = {"Threads": "1"} if platform == "CPU" else {}
-    integrator = openmm.VerletIntegrator(0.001)
-    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform), properties)
+def speed(
+    name: str, molecule: Molecule, batch: int, aims: tuple[int, int], options: argparse.Namespace
+) -> tuple[Table, list[Any]]:
+    """Microseconds per configuration of every way to evaluate one System, and a line for the summary."""
+    frames = perturbed_frames(molecule.positions, batch, seed=SEEDS["speed"])
+    rows: list[tuple[str, Callable[[], object], Callable[[], object], int]] = []
 
-    def run() -> None:
-        for frame in frames:
-            context.setPositions(frame)
-            state = context.getState(getEnergy=True, getForces=forces)
-            if forces:
-                state.getForces(asNumpy=True)
+    def add_loop(label: str, system: openmm.System) -> list[int]:
+        indices = []
+        for kind in platforms():
+            context = new_context(system, kind, options.threads)
+            begin = time.perf_counter()
+            tight_loop(context, frames[:4], True)()
+            n = int(np.clip(0.05 / ((time.perf_counter() - begin) / 4), 8, 200))
+            few = frames[:n]
+            indices.append(len(rows))
+            rows.append((f"loop, {label}, {kind}", tight_loop(context, few, False), tight_loop(context, few, True), n))
+        return indices
 
-    return run
-
-
-def speed(molecule: Molecule, batch: int, seconds: float) -> None:
-    """Microseconds per configuration, within one run."""
-    frames = perturbed_frames(molecule.positions, batch, seed=2)
-    few = frames[:50]
-    rows: list[tuple[str, list[float]]] = []
-    for platform in ("Reference", "CPU"):
-        calls = [openmm_loop(molecule.system, platform, few, forces) for forces in (False, True)]
-        rows.append((f"OpenMM {platform}, System as created", [microseconds(c, 50, seconds) for c in calls]))
-    bridge = OpenMMPotential(molecule)
-    few_positions = torch.from_numpy(few)
-    calls = [lambda: bridge(few_positions), lambda: bridge.energy_and_forces(few_positions)]
-    rows.append((f"OpenMMPotential ({bridge.platform})", [microseconds(c, 50, seconds) for c in calls]))
-    for dtype in (torch.float64, torch.float32):
+    created = add_loop("as created", molecule.system)
+    simplified = add_loop("simplified", simplify(molecule.system, molecule.positions))
+    bridge = OpenMMPotential(molecule, workers=2)
+    few = torch.from_numpy(frames[: 8 * rows[-1][3]])
+    rows.append(("OpenMMPotential(workers=2)", lambda: bridge(few), lambda: bridge.energy_and_forces(few), len(few)))
+    reasons: list[str] = []
+    in_double = molecule.topology.getNumAtoms() < 30 and not options.quick  # compilation in float64 too
+    for dtype, modes in ((torch.float64, (False, in_double)), (torch.float32, (False, True))):
         x = torch.from_numpy(frames).to(dtype)
-        for mode in (False, True):
+        for mode in sorted(set(modes)):
             potential = CompiledPotential(molecule, compile=mode)
-            label = f"{'torch.compile' if mode else 'eager'}, {str(dtype)[6:]}, batch {batch}"
-            calls = [lambda p=potential, x=x: p(x), lambda p=potential, x=x: p.energy_and_forces(x)]  # type: ignore[misc]
-            rows.append((label, [microseconds(c, batch, seconds) for c in calls]))
-            if potential.compile_reason:
-                print(potential.compile_reason)
-    best = [min(row[1][k] for row in rows[:2]) for k in (0, 1)]
-    print(f"\n{'us per configuration':<44s}{'energy':>10s}{'ratio':>8s}{'+ forces':>10s}{'ratio':>8s}")
-    for label, values in rows:
-        cells = "".join(f"{value:10.2f}{fastest / value:8.0f}" for value, fastest in zip(values, best, strict=True))
-        print(f"{label:<44s}{cells}")
+            rows.append(
+                (
+                    f"CompiledPotential, {str(dtype)[6:]}, {'torch.compile' if mode else 'eager'}",
+                    lambda p=potential, x=x: p(x),  # type: ignore[misc]
+                    lambda p=potential, x=x: p.energy_and_forces(x),  # type: ignore[misc]
+                    batch,
+                )
+            )
+            if mode:
+                potential(x[:64]), potential.energy_and_forces(x[:64])
+                reasons += [potential.compile_reason] if potential.compile_reason else []
+    calls = [(row[kind], row[3]) for row in rows for kind in (1, 2)]
+    times = interleaved(calls, options.seconds)  # type: ignore[arg-type]
+    bridge.close()
+    best = [min(times[2 * index + kind] for index in created) for kind in (0, 1)]
+    lean = [min(times[2 * index + kind] for index in simplified) for kind in (0, 1)]
+    table = Table(
+        f"Speed: {name} ({molecule.topology.getNumAtoms()} atoms, B = {batch})",
+        ("us per configuration", "energy", "ratio", "energy + forces", "ratio"),
+    )
+    for index, row in enumerate(rows):
+        energy, both = times[2 * index], times[2 * index + 1]
+        table.rows.append([row[0], energy, best[0] / energy, both, best[1] / both])
+    ratios = [best[kind] / times[kind - 2] for kind in (0, 1)]
+    versus_lean = [lean[kind] / times[kind - 2] for kind in (0, 1)]
+    reached = "yes" if all(ratio >= aim for ratio, aim in zip(ratios, aims, strict=True)) else "no"
+    summary = [name, times[-2], ratios[0], aims[0], times[-1], ratios[1], aims[1], reached, *versus_lean]
+    table.notes = [
+        "ratio: the fastest tight loop on the System as created, over this. OpenMM's loops run over "
+        f"{min(row[3] for row in rows)} or more of the same frames.",
+        f"OpenMMPotential: the simplified System on {bridge.platform}, in two processes of one thread.",
+        *reasons,
+    ]
+    return table, summary
+
+
+def platforms() -> list[str]:
+    """OpenMM's platforms that work here."""
+    return [openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())]
+
+
+def in_fresh_process(what: str, structure: Path, options: argparse.Namespace, **environment: str) -> dict[str, Any]:
+    """What benchmarks/fresh_process.py measures."""
+    script = str(ROOT / "benchmarks" / "fresh_process.py")
+    command = [sys.executable, script, what, str(structure), "--threads", str(options.threads)]
+    command += ["--seconds", str(options.seconds), "--batches", *map(str, BATCHES)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, **environment}).stdout
+    result: dict[str, Any] = json.loads(output.decode().splitlines()[-1])
+    return result
+
+
+def scaling(options: argparse.Namespace) -> Table:
+    """Time and memory against the number of atoms and the batch size."""
+    columns = ["system, vacuum", "N", f"energy, B = {BATCHES[0]}", *(f"+ forces, B = {batch}" for batch in BATCHES)]
+    columns += ["time, largest B / smallest", *(f"MiB, B = {batch}" for batch in BATCHES), "of it results"]
+    table = Table("Scaling: compiled, float32", tuple(columns))
+    for name, structure in SCALING:
+        found = in_fresh_process("scaling", structure, options)
+        times = found["forces"]
+        linear = times[-1] * BATCHES[-1] / (times[0] * BATCHES[0])
+        memory = found["memory"] if all(found["memory"]) else [(None, None)] * len(BATCHES)
+        row = [name, found["atoms"], found["energy"], *times, linear]
+        table.rows.append([*row, *(peak for peak, _ in memory), memory[-1][1]])
+    table.notes = [
+        "Times in us per configuration, in a process of its own for each system. The time of a batch that is "
+        f"{BATCHES[-1] // BATCHES[0]} times as large would be {BATCHES[-1] / BATCHES[0]:.0f} times as long.",
+        "MiB: peak resident memory of the process during one call with forces; the interpreter and torch take most of "
+        "it, and the positions of the largest batch are there throughout. Results: energies and forces of the largest.",
+    ]
+    return table
+
+
+def first_calls(options: argparse.Namespace) -> Table:
+    """Seconds of the first compiled call, without and with what an earlier process left in torch's cache."""
+    table = Table("First call: alanine dipeptide, vacuum, float32", ("seconds", "energy", "then energy + forces"))
+    with tempfile.TemporaryDirectory() as cache:
+        for label in ("nothing cached", "cached by an earlier process"):
+            found = in_fresh_process("first-call", DIPEPTIDE, options, TORCHINDUCTOR_CACHE_DIR=cache)
+            table.rows.append([label, found["energy"], found["forces"]])
+    table.notes = ["Each program is compiled once for all batch sizes; importing torch is not counted."]
+    return table
+
+
+def run_record(options: argparse.Namespace) -> dict[str, Any]:
+    """What ran, where and when."""
+    return {
+        "command": " ".join(["python", "benchmarks/energy.py", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "openmm": openmm.__version__,
+        "platforms": platforms(),
+        "force field": "charmm36m",
+        "seeds": SEEDS,
+        "cores": os.cpu_count(),
+        "threads": options.threads,
+        "load average at the start": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def all_tables(options: argparse.Namespace) -> Iterator[Table]:
+    """One after the other, as they are measured."""
+    summary = Table(
+        "Summary: CompiledPotential (float32, torch.compile) against the tightest loop on the System as created",
+        ("system", "us, energy", "ratio", "aim", "us, + forces", "ratio", "aim", "reached")
+        + ("energy / simplified", "+ forces / simplified"),
+    )
+    summary.notes = [
+        "The last two columns: the same loop on the simplified System (`bg.energy.simplify`), best platform, over ours."
+    ]
+    for name, structure, solvent, batch, aims in SYSTEMS[: 1 if options.quick else None]:
+        molecule = Molecule.from_pdb(structure, solvent=solvent)
+        yield accuracy(name, molecule)
+        table, line = speed(name, molecule, batch, aims, options)
+        summary.rows.append(line)
+        yield table
+    yield summary
+    yield from bad_samples.bad_sample_tables(
+        Molecule.from_pdb(DIPEPTIDE), options.threads, options.seconds, options.quick
+    )
+    if not options.quick:
+        yield scaling(options)
+        yield first_calls(options)
 
 
 def main() -> None:
-    """Read the options and print the tables."""
+    """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1.0, help="per measurement")
-    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=1, help="of torch and of OpenMM's CPU platform")
+    parser.add_argument("--seconds", type=float, default=None, help="per measurement; 0.6, or 0.2 with --quick")
+    parser.add_argument("--quick", action="store_true", help="the dipeptide in vacuum only; writes nothing")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for energy.md and energy.json")
     options = parser.parse_args()
+    options.seconds = options.seconds or (0.2 if options.quick else 0.6)
+    logging.basicConfig(level=logging.ERROR)
     torch.set_num_threads(options.threads)
-    molecule = Molecule.from_pdb(STRUCTURE)
-    print(f"torch {torch.__version__}, {options.threads} thread(s)")
-    accuracy(molecule)
-    speed(molecule, options.batch, options.seconds)
+    begin = time.perf_counter()
+    record, tables = run_record(options), []
+    print("\n".join(f"{key}: {value}" for key, value in record.items()), "\n", flush=True)
+    for table in all_tables(options):
+        print(table.markdown(), flush=True)
+        tables.append(table)
+    record["seconds in all"] = round(time.perf_counter() - begin)
+    print(f"{record['seconds in all']} s in all")
+    if options.quick:
+        return
+    notes = "\n".join(f"- {key}: {value}" for key, value in record.items())
+    text = "\n".join(["# The energy engine against OpenMM", "", notes, "", *(table.markdown() for table in tables)])
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "energy.md").write_text(text.rstrip() + "\n")
+    content = {"run": record, "tables": [table.as_dict() for table in tables]}
+    (options.out / "energy.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
