@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from boltzgen.coordinates.zmatrix import ZMatrix
 
-__all__ = ["InternalCoordinates", "dihedral_angle"]
+__all__ = ["InternalCoordinates", "dihedral_angle", "local_vectors", "place_atoms", "with_virtual"]
 
 
 def _cross(u: Tensor, v: Tensor) -> Tensor:
@@ -24,7 +24,24 @@ def dihedral_angle(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     return torch.atan2(y, (n1 * n2).sum(-1))
 
 
-def _with_virtual(b: Tensor, a: Tensor, c: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def local_vectors(bonds: Tensor, angles: Tensor, dihedrals: Tensor) -> Tensor:
+    """Vectors (B, n, 3) in nm from parents to atoms, in the frames that `place_atoms` erects, of coordinates (B, n)."""
+    sin = angles.sin()
+    unit = torch.stack([-angles.cos(), sin * dihedrals.cos(), sin * dihedrals.sin()], dim=-1)
+    return bonds.unsqueeze(-1) * unit
+
+
+def place_atoms(b: Tensor, a: Tensor, c: Tensor, local: Tensor) -> Tensor:
+    """Atoms (B, n, 3) from their parents b, grandparents a, third references c (B, n, 3), and `local_vectors`."""
+    axis = b - a
+    axis = axis / torch.linalg.vector_norm(axis, dim=-1, keepdim=True)
+    normal = _cross(a - c, axis)
+    normal = normal / torch.linalg.vector_norm(normal, dim=-1, keepdim=True)
+    along, across, out = local.split(1, dim=-1)
+    return b + along * axis + across * _cross(normal, axis) + out * normal
+
+
+def with_virtual(b: Tensor, a: Tensor, c: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """References a and c (B, n, 3), on some rows replaced by points on the normal of the plane a-b-c, 0.1 nm off b."""
     axis = nn.functional.normalize(b[:, rows] - a[:, rows], dim=-1)
     normal = 0.1 * nn.functional.normalize(_cross(a[:, rows] - c[:, rows], axis), dim=-1)
@@ -107,7 +124,7 @@ class InternalCoordinates(nn.Module):
         v = positions[:, self._angle_atoms[2]] - positions[:, self._angle_atoms[1]]
         d, b, a, c = (positions[:, atoms] for atoms in self._dihedral_atoms)
         if len(self._linear):
-            a, c = _with_virtual(b, a, c, self._linear)
+            a, c = with_virtual(b, a, c, self._linear)
             v = torch.cat([v[:, :1], a - b], dim=1)
         # atan2 of sine and cosine keeps full precision near straight angles, where arccos does not.
         angles = torch.atan2(torch.linalg.vector_norm(_cross(u, v), dim=-1), (u * v).sum(-1))
@@ -129,23 +146,14 @@ class InternalCoordinates(nn.Module):
         """
         bonds, angles, dihedrals = self.split(coordinates)
         placed = self._roots(bonds, angles)
-        sin_angle, cos_angle = angles.sin(), angles.cos()
-        sin_dihedral, cos_dihedral = dihedrals.sin(), dihedrals.cos()
+        local = local_vectors(bonds[:, 2:], angles[:, 1:], dihedrals)
         for level in range(1, self._n_levels):
             rows = getattr(self, f"_rows{level}")
             b, a, c = (placed[:, slots] for slots in getattr(self, f"_slots{level}"))
             linear: Tensor = getattr(self, f"_linear{level}")
             if len(linear):
-                a, c = _with_virtual(b, a, c, linear)
-            axis = b - a
-            axis = axis / torch.linalg.vector_norm(axis, dim=-1, keepdim=True)
-            normal = _cross(a - c, axis)
-            normal = normal / torch.linalg.vector_norm(normal, dim=-1, keepdim=True)
-            sin = sin_angle[:, rows - 2]
-            along = -cos_angle[:, rows - 2].unsqueeze(-1) * axis
-            across = (sin * cos_dihedral[:, rows - 3]).unsqueeze(-1) * _cross(normal, axis)
-            out = (sin * sin_dihedral[:, rows - 3]).unsqueeze(-1) * normal
-            placed = torch.cat([placed, b + bonds[:, rows - 1].unsqueeze(-1) * (along + across + out)], dim=1)
+                a, c = with_virtual(b, a, c, linear)
+            placed = torch.cat([placed, place_atoms(b, a, c, local[:, rows - 3])], dim=1)
         return placed[:, self._order], self._log_volume(bonds, angles)
 
     def _roots(self, bonds: Tensor, angles: Tensor) -> Tensor:
