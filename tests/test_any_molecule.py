@@ -276,4 +276,4 @@ def test_an_element_without_a_template(tmp_path):
     lines += ["CONECT    1    2", "CONECT    2    3", "CONECT    3    4"]
     path.write_text("\n".join([*lines, "END", ""]))
     with pytest.raises((ForceFieldError, StructureError), match="LIG"):
-        Molecule.from_pdb(path)
+        Molecule.from_pdb(path, forcefield="amber14")

@@ -173,3 +173,32 @@ def test_omega_is_free_when_asked(dipeptide, potential):
     assert {row.name for row in chart.rows if row.kind == "free torsion"} >= {"omega[1]", "omega[2]"}
     with pytest.raises(ValueError, match="omega='cis'"):
         CoordinateChart.for_molecule(dipeptide, potential, omega="cis")
+
+
+def test_refined_widths_and_couplings_are_those_of_the_data(generator):
+    """Data drawn from the chart itself with doubled widths: widths double, correlations stay; the domain stays."""
+    chart, rng = generator.coordinates, torch.Generator().manual_seed(0)
+    stiff = chart.indices(False, False) + chart.indices(False, True)
+    n = 40_000
+    z = 2 * torch.randn(n, len(stiff), generator=rng, dtype=torch.float64)
+    coordinates = torch.tensor([row.centre for row in chart.rows], dtype=torch.float64).repeat(n, 1)
+    coordinates[:, stiff], _ = chart.bounded().double()(z)
+    refined = chart.refined(chart.internal.to_cartesian(coordinates)[0].numpy())
+    ratio = np.array([refined.rows[i].width / chart.rows[i].width for i in stiff])
+    # 550 prior configurations in 40,000: a factor (40,000 x 4 + 550) / 40,550 in the variance; sampling error 0.5 %
+    assert ratio == pytest.approx(math.sqrt((4 * n + 550) / (n + 550)), rel=0.03)
+    assert np.abs(refined.factor @ refined.factor.T - chart.factor @ chart.factor.T).max() < 0.03
+    assert [(row.centre, row.limit) for row in refined.rows] == [(row.centre, row.limit) for row in chart.rows]
+
+
+def test_refinement_uses_weights_any_labels_and_refuses_what_is_outside(generator):
+    chart = generator.coordinates
+    positions = generator.sample_and_log_prob(200)[0].numpy().astype(np.float64)
+    weights = np.repeat([1.0, 0.0], 100)
+    some, weighted = chart.refined(positions[:100]), chart.refined(positions, weights)
+    assert [row.width for row in weighted.rows] == pytest.approx([row.width for row in some.rows], rel=1e-12)
+    relabelled = positions[:, list(chart.symmetry[0].permutation)]
+    same = chart.refined(relabelled)
+    assert [row.width for row in same.rows] == pytest.approx([row.width for row in chart.refined(positions).rows])
+    with pytest.raises(StructureError, match="200 of 200 configurations lie outside"):
+        chart.refined(positions * np.array([1.0, 1.0, -1.0]))

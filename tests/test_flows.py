@@ -135,7 +135,7 @@ def _replayed(flow, rng):
         more, _ = flow.hydrogens.torsions(hu, given)
         more_stiff, _ = flow.hydrogens.stiff(hz, flow.hydrogens._stiff_context(more, given))
         values, _ = flow.bounded(torch.cat([stiff, more_stiff], dim=-1))
-        return torch.cat([torsions, more, values], dim=-1)[:, flow._scatter][0]
+        return flow.folding.torsions(torch.cat([torsions, more, values], dim=-1)[:, flow._scatter])[0]
 
     base = torch.cat(pieces, dim=-1)[0]
     jacobian = torch.autograd.functional.jacobian(internal_of, base)

@@ -82,11 +82,15 @@ class BoundedCoordinates(nn.Module):
         bent, log_derivative = bend(z @ self.factor.T, self.limit / self.width)
         return self.centre + self.width * bent, log_derivative.sum(-1) + self._log_scale()
 
-    def inverse(self, coordinates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Coordinates to variables, log |det| of the inverse, and which rows lie within the bounds."""
+    def deviations(self, coordinates: Tensor) -> Tensor:
+        """(B, D) coordinates less their centres, the shorter way round where they are periodic."""
         deviation = coordinates - self.centre
         wrapped = torch.remainder(deviation + math.pi, 2 * math.pi) - math.pi
-        deviation = torch.where(self.periodic, wrapped, deviation)
+        return torch.where(self.periodic, wrapped, deviation)
+
+    def inverse(self, coordinates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Coordinates to variables, log |det| of the inverse, and which rows lie within the bounds."""
+        deviation = self.deviations(coordinates)
         inside = (deviation.abs() < self.limit).all(dim=-1)
         # A row outside has no preimage; its centre stands in so that no infinity enters a gradient.
         deviation = torch.where(inside.unsqueeze(-1), deviation, torch.zeros_like(deviation))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +13,12 @@ import torch
 from openmm import unit
 
 from boltzgen.coordinates.bounded import BoundedCoordinates
+from boltzgen.coordinates.folding import Folding
 from boltzgen.coordinates.internal import InternalCoordinates
 from boltzgen.coordinates.reference import minimized_positions
 from boltzgen.coordinates.symmetry import SymmetryGroup, find_symmetry
 from boltzgen.coordinates.zmatrix import ZMatrix
+from boltzgen.errors import StructureError
 
 if TYPE_CHECKING:
     from boltzgen.energy.base import Potential
@@ -27,6 +29,7 @@ __all__ = ["CoordinateChart", "CoordinateRow"]
 FREE_BARRIER = 40.0  # kJ/mol; a torsion with a higher barrier (amides, rings, guanidinium) is stiff
 LIMIT_IN_WIDTHS = 20.0  # 10 widths at four times the temperature, beyond any thermal excursion
 ALL_PAIRS = 40  # up to so many stiff coordinates every pair is learned
+PRIOR_FRAMES = 10  # for each stiff coordinate; with 1, 200 frames of the dipeptide lost 1.3 nats on others
 PLANAR_TOLERANCE = math.radians(25)  # a stiff dihedral this close to 0 or 180 degrees is centred there exactly
 
 
@@ -83,7 +86,7 @@ class CoordinateChart:
 
     @classmethod
     def for_molecule(
-        cls, molecule: Molecule, potential: Potential, omega: str = "trans", fold_symmetry: bool = False
+        cls, molecule: Molecule, potential: Potential, omega: str = "trans", fold_symmetry: bool = True
     ) -> CoordinateChart:
         """Z-matrix, classes, and the harmonic approximation at the minimised structure.
 
@@ -114,6 +117,52 @@ class CoordinateChart:
         rows = _rows(molecule, zmatrix, kinds, centre, width)
         symmetry = find_symmetry(molecule, potential, zmatrix, kinds, centre, positions) if fold_symmetry else ()
         return cls(internal, rows, np.linalg.cholesky(correlation), symmetry)
+
+    def refined(self, positions: np.ndarray, weights: np.ndarray | None = None) -> CoordinateChart:
+        """The same coordinates on the same domain, with widths and couplings of the stiff ones from data.
+
+        Widths are root mean square deviations from the centres, which stay where they are, as the bounds do: the
+        maximum-likelihood normal distribution given its mean. The harmonic approximation counts as much as ten
+        configurations for each stiff coordinate, so that a few frames do no harm.
+
+        Parameters
+        ----------
+        positions : (n, N, 3) array, nm
+            From a simulation at the molecule's temperature.
+        weights : (n,) array, optional
+
+        Raises
+        ------
+        StructureError
+            If a configuration lies outside the domain.
+        """
+        with torch.no_grad():
+            frames = (
+                Folding(self.symmetry, self.internal.n_atoms)
+                .double()
+                .representative(torch.as_tensor(positions).double())
+            )
+            coordinates = self.internal.to_internal(frames)[0]
+            stiff = self.indices(False, False) + self.indices(False, True)
+            bounded = self.bounded().double()
+            inside = bounded.inverse(coordinates[:, stiff])[2].numpy()
+            deviations = bounded.deviations(coordinates[:, stiff]).numpy()
+        if not inside.all():
+            raise StructureError(
+                f"{int((~inside).sum())} of {len(inside)} configurations lie outside the domain of the coordinates "
+                f"(the first is number {int(np.argmin(inside))}): remove them, or widen the domain (omega='free')"
+            )
+        share = np.full(len(inside), 1 / len(inside)) if weights is None else weights / weights.sum()
+        n_effective, n_prior = 1 / np.square(share).sum(), PRIOR_FRAMES * len(stiff)
+        width = np.array([self.rows[i].width for i in stiff])
+        harmonic = self.factor @ self.factor.T * np.outer(width, width)
+        observed = (deviations * share[:, None]).T @ deviations
+        covariance = (n_effective * observed + n_prior * harmonic) / (n_effective + n_prior)
+        width = np.sqrt(np.diagonal(covariance))
+        rows = list(self.rows)
+        for i, value in zip(stiff, width, strict=True):
+            rows[i] = replace(rows[i], width=float(value))
+        return replace(self, rows=tuple(rows), factor=np.linalg.cholesky(covariance / np.outer(width, width)))
 
     def indices(self, free: bool, of_hydrogen: bool) -> list[int]:
         """Positions of a class of coordinates in the internal vector."""

@@ -43,7 +43,7 @@ class GeneratorConfig:
     n_bins: int = 12
     n_harmonics: int = 3
     omega: str = "trans"
-    fold_symmetry: bool = False
+    fold_symmetry: bool = True
 
     def sizes(self) -> dict[str, int]:
         """Keyword arguments of the conditional flows."""
