@@ -12,12 +12,14 @@ __all__ = ["MAX_LOG_SCALE", "angle_features", "multilayer_perceptron"]
 MAX_LOG_SCALE = 2.0  # one affine layer scales by at most e^2; a stack of them by as much as is needed
 
 
-def multilayer_perceptron(n_in: int, n_hidden: int, n_out: int, n_layers: int = 2) -> nn.Sequential:
-    """Fully connected network with SiLU; the last layer starts at zero, so a coupling starts as the identity."""
+def multilayer_perceptron(
+    n_in: int, n_hidden: int, n_out: int, n_layers: int = 2, activation: type[nn.Module] = nn.SiLU
+) -> nn.Sequential:
+    """Fully connected network; its last layer starts at zero, so a coupling starts as the identity."""
     sizes = [n_in] + [n_hidden] * n_layers
     layers: list[nn.Module] = []
     for a, b in pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.SiLU()]
+        layers += [nn.Linear(a, b), activation()]
     last = nn.Linear(sizes[-1], n_out)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
