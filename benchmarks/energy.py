@@ -23,17 +23,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import accuracy
 import bad_samples
 import numpy as np
 import openmm
 import torch
-from numpy.typing import NDArray
 from openmm_calls import new_context, tight_loop
 from tables import Table, interleaved
 
 from boltzgen.energy import CompiledPotential, OpenMMPotential, simplify
-from boltzgen.energy.program import TermProgram
-from boltzgen.energy.verify import perturbed_frames, reference_terms
+from boltzgen.energy.verify import perturbed_frames
 from boltzgen.molecule import Molecule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,64 +54,7 @@ SCALING = (
     ("Trp-cage, extended", ROOT / "benchmarks" / "data" / "trp_cage.pdb"),
 )
 BATCHES = (1024, 4096, 16384)
-SEEDS = {"accuracy": 1, "speed": 2, "bad samples": bad_samples.SEED}
-Floats = NDArray[np.float64]
-
-
-def accuracy(name: str, molecule: Molecule) -> Table:
-    """Largest differences from OpenMM's Reference platform by term, float64 and float32."""
-    # Rounded to float32 first, so that both precisions see the same positions.
-    frames = perturbed_frames(molecule.positions, 100, seed=SEEDS["accuracy"]).astype(np.float32).astype(np.float64)
-    expected, forces = reference_terms(molecule.system, frames)
-    total = np.sum(list(expected.values()), axis=0)
-    moderate = np.abs(total) < 1e4
-    potential = CompiledPotential(molecule, compile=False, verify=False)
-    x = torch.from_numpy(frames)
-    double = {key: value.numpy() for key, value in potential.terms(x).items()}
-    single = {key: value.double().numpy() for key, value in potential.terms(x.float()).items()}
-    table = Table(
-        f"Accuracy: {name}",
-        ("term", "float64, kJ/mol", "float64, of the energy", "float32, kJ/mol", "float32, of the contributions"),
-    )
-
-    def row(label: str, found: Floats, rough: Floats, reference: Floats, scale: Floats) -> None:
-        difference, rough_difference = np.abs(found - reference), np.abs(rough - reference)
-        values = [
-            difference[moderate].max(),
-            (difference / np.maximum(np.abs(reference), 1)).max(),
-            rough_difference[moderate].max(),
-            (rough_difference / scale).max(),
-        ]
-        table.rows.append([label, *map(float, values)])
-
-    sums = {key: absolute_sum(potential, key, x) for key in double}
-    for key in double:
-        row(key, double[key], single[key], expected[key], sums[key])
-    energy, found = potential.energy_and_forces(x)
-    rough = potential(x.float()).double().numpy()
-    row("total", energy.numpy(), rough, total, np.sum(list(sums.values()), axis=0))
-    error = np.abs(found.numpy() - forces).max(axis=(1, 2)) / np.abs(forces).max(axis=(1, 2))
-    table.notes = [
-        f"Against OpenMM {openmm.__version__} Reference on {len(frames)} perturbed frames of "
-        f"{total.min():.0f} to {total.max():.3g} kJ/mol; columns in kJ/mol: the {moderate.sum()} below 1e4.",
-        "Contributions: the sum of their absolute values; where a single map (CMAP) passes through zero, so does it.",
-        "Aims: 1e-6 kJ/mol per term in float64; in float32 1e-5 of the contributions per term, and 0.02 in the total.",
-        f"Forces, float64: {error.max():.1e} of the largest component of the frame.",
-    ]
-    return table
-
-
-def absolute_sum(potential: CompiledPotential, term: str, x: torch.Tensor) -> Floats:
-    """Sum of the absolute contributions to one term, (B,) in kJ/mol; a pair counts once, not by its parts."""
-    program = TermProgram(potential._tables[term], potential.n_atoms).double()
-    positions = x.permute(2, 1, 0).contiguous()
-    with torch.no_grad():
-        parts = list(program.bonded.interactions(positions).values())
-        parts += [part.interactions(positions) for part in program.custom]  # type: ignore[operator]
-        for part in program.over_pairs:
-            by_atom = getattr(part, "by_atom", None)  # generalized Born: shares of atoms
-            parts.append(by_atom(positions) if by_atom else part.interactions(positions))  # type: ignore[operator]
-        return np.asarray(sum(part.abs().sum(0) for part in parts) + 1e-300 + abs(program.constant))
+SEEDS = {"accuracy": accuracy.SEED, "speed": 2, "bad samples": bad_samples.SEED}
 
 
 def speed(
@@ -233,6 +175,7 @@ def run_record(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": " ".join(["python", "benchmarks/energy.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "openmm": openmm.__version__,
@@ -243,6 +186,17 @@ def run_record(options: argparse.Namespace) -> dict[str, Any]:
         "threads": options.threads,
         "load average at the start": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
+
+
+def commit() -> str | None:
+    """Short hash of the checkout, with a + where the package differs from it; None outside of a checkout."""
+    try:
+        git = lambda *words: subprocess.run(
+            ["git", *words], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.strip()
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "boltzgen") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def all_tables(options: argparse.Namespace) -> Iterator[Table]:
@@ -257,7 +211,7 @@ def all_tables(options: argparse.Namespace) -> Iterator[Table]:
     ]
     for name, structure, solvent, batch, aims in SYSTEMS[: 1 if options.quick else None]:
         molecule = Molecule.from_pdb(structure, solvent=solvent)
-        yield accuracy(name, molecule)
+        yield accuracy.accuracy(name, molecule)
         table, line = speed(name, molecule, batch, aims, options)
         summary.rows.append(line)
         yield table
