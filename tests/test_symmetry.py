@@ -86,8 +86,8 @@ def test_relabelling_turns_the_group_angle_by_its_share_of_the_circle(tyrosine):
     positions = torch.as_tensor(molecule.positions.value_in_unit(unit.nanometer))
     frames = positions + 0.02 * torch.randn(50, *positions.shape, generator=rng, dtype=torch.float64)
     for k, group in enumerate(flow.folding.groups):
-        before = flow.folding._angle(k, frames)
-        after = flow.folding._angle(k, frames[:, list(group.permutation)])
+        before = flow.folding.angle(k, frames)
+        after = flow.folding.angle(k, frames[:, list(group.permutation)])
         turn = torch.remainder(after - before, 2 * math.pi)
         torch.testing.assert_close(turn, torch.full_like(turn, 2 * math.pi / group.order), rtol=0, atol=1e-9)
 
@@ -99,7 +99,7 @@ def test_every_configuration_has_one_representative(tyrosine):
     positions, _ = tyrosine.sample_and_log_prob(100)
     expected = folding.representative(positions)
     for k, group in enumerate(folding.groups):
-        deviation = torch.remainder(folding._angle(k, expected) - group.centre + math.pi, 2 * math.pi) - math.pi
+        deviation = torch.remainder(folding.angle(k, expected) - group.centre + math.pi, 2 * math.pi) - math.pi
         assert float(deviation.abs().max()) <= math.pi / group.order + 1e-9
     for _ in range(5):
         relabelled = folding.relabel(positions, torch.Generator().manual_seed(3))
@@ -112,7 +112,7 @@ def test_samples_are_spread_over_all_labels(tyrosine):
     n = 3000
     positions, _ = tyrosine.sample_and_log_prob(n)
     for k, group in enumerate(tyrosine.flow.folding.groups):
-        turns = (tyrosine.flow.folding._angle(k, positions) - group.centre) * group.order / (2 * math.pi)
+        turns = (tyrosine.flow.folding.angle(k, positions) - group.centre) * group.order / (2 * math.pi)
         counts = torch.bincount(torch.remainder(torch.round(turns), group.order).long(), minlength=group.order)
         error = math.sqrt(n * (1 / group.order) * (1 - 1 / group.order))
         assert float((counts - n / group.order).abs().max()) < 3.5 * error

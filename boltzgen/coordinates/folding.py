@@ -56,7 +56,7 @@ class Folding(nn.Module):
             for _ in range(group.order - 1):
                 powers.append(powers[-1][torch.tensor(group.permutation)])
             self.register_buffer(f"_powers{k}", torch.stack(powers), persistent=False)
-            self.register_buffer(f"_members{k}", torch.tensor(group.members), persistent=False)
+            self.register_buffer(f"_atoms{k}", torch.tensor([*group.members, *group.axis]), persistent=False)
 
     def torsions(self, coordinates: Tensor) -> Tensor:
         """Internal coordinates (B, 3N-6) with the group variables, in [-pi, pi), replaced by torsions."""
@@ -75,37 +75,47 @@ class Folding(nn.Module):
 
     def relabel(self, positions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Positions (B, N, 3) under an allowed relabelling each, drawn at random; inner groups first."""
+        labels = self._labels(positions)
         for k in reversed(range(len(self.groups))):
             order = self.groups[k].order
             power = torch.randint(order, (len(positions),), device=positions.device, generator=generator)
-            positions = self._relabelled(k, power, positions)
-        return positions
+            labels = labels.gather(1, getattr(self, f"_powers{k}")[power])
+        return _take(positions, labels) if self.groups else positions
 
     def representative(self, positions: Tensor) -> Tensor:
         """The relabelling of each configuration (B, N, 3) that has all group angles in their intervals."""
+        labels = self._labels(positions)
         for k, group in enumerate(self.groups):
-            turns = (self._angle(k, positions) - group.centre) * (group.order / (2 * math.pi))
+            turns = (self.angle(k, positions, labels) - group.centre) * (group.order / (2 * math.pi))
             power = torch.remainder(-torch.round(turns.nan_to_num()), group.order).long()
-            positions = self._relabelled(k, power, positions)
-        return positions
+            labels = labels.gather(1, getattr(self, f"_powers{k}")[power])
+        return _take(positions, labels) if self.groups else positions
 
-    def _relabelled(self, k: int, power: Tensor, positions: Tensor) -> Tensor:
-        order_of_atoms: Tensor = getattr(self, f"_powers{k}")[power]
-        return positions.gather(1, order_of_atoms.unsqueeze(-1).expand(-1, -1, 3))
+    def angle(self, k: int, positions: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Angle (B,) of the k-th group, rad, of positions (B, N, 3) or of a relabelling of them."""
+        with torch.no_grad():
+            atoms: Tensor = getattr(self, f"_atoms{k}")
+            points = positions[:, atoms] if labels is None else _take(positions, labels[:, atoms])
+            order = self.groups[k].order
+            b, a, c = (points[:, i : i + 1] for i in range(order, order + 3))
+            torsions = dihedral_angle(points[:, :order], b, a, c)
+            steps = torch.arange(order, device=positions.device, dtype=positions.dtype)
+            turned = torsions - steps * (2 * math.pi / order)
+            return torch.atan2(turned.sin().sum(1), turned.cos().sum(1))
 
-    def _angle(self, k: int, positions: Tensor) -> Tensor:
-        members: Tensor = getattr(self, f"_members{k}")
-        b, a, c = (positions[:, atom].unsqueeze(1) for atom in self.groups[k].axis)
-        torsions = dihedral_angle(positions[:, members], b, a, c)
-        steps = torch.arange(len(members), device=positions.device, dtype=positions.dtype)
-        turned = torsions - steps * (2 * math.pi / len(members))
-        return torch.atan2(turned.sin().sum(1), turned.cos().sum(1))
+    def _labels(self, positions: Tensor) -> Tensor:
+        return torch.arange(positions.shape[1], device=positions.device).expand(len(positions), -1)
 
     def _offset(self, coordinates: Tensor) -> Tensor:
         """Group angle less the torsion of the first branch, (B, n_groups): a function of the improper torsions."""
         turned = coordinates[:, self._siblings] - 2 * math.pi * self._turns
         sine = (self._present * turned.sin()).sum(-1)
         return torch.atan2(sine, 1 + (self._present * turned.cos()).sum(-1))
+
+
+def _take(positions: Tensor, labels: Tensor) -> Tensor:
+    """Atoms (B, n, 3) of positions (B, N, 3) by the labels (B, n)."""
+    return positions.gather(1, labels.unsqueeze(-1).expand(-1, -1, 3))
 
 
 def _wrap(angle: Tensor) -> Tensor:
