@@ -103,6 +103,21 @@ def test_rings_of_amino_acids(ringed):
     check(ringed)
 
 
+def test_a_ring_may_flip():
+    """The mirror image of cyclopentane with the hydrogens of each carbon exchanged is its other pucker: same labels."""
+    molecule = small_molecule("cyclopentane")
+    generator = BoltzmannGenerator.for_molecule(molecule, OpenMMPotential(molecule), dtype=torch.float64)
+    order = [
+        molecule.atom_names.index(name[:2] + {"1": "2", "2": "1"}[name[2]] if name[0] == "H" else name)
+        for name in molecule.atom_names
+    ]
+    positions = molecule.positions.value_in_unit(unit.nanometer)
+    flipped = (positions * np.array([1.0, 1.0, -1.0]))[order]
+    assert domain_of(molecule)(flipped[None]).all()
+    assert generator.contains(np.stack([positions, flipped])).all()
+    assert not generator.contains((positions * np.array([1.0, 1.0, -1.0]))[None]).any()
+
+
 def test_macrocycle_through_a_disulfide():
     molecule = peptide("ace_cys_gly_gly_cys_nme")
     generator = BoltzmannGenerator.for_molecule(

@@ -29,6 +29,7 @@ __all__ = ["CoordinateChart", "CoordinateRow"]
 FREE_BARRIER = 40.0  # kJ/mol; a torsion with a higher barrier (amides, rings, guanidinium) is stiff
 LIMIT_IN_WIDTHS = 20.0  # 10 widths at four times the temperature, beyond any thermal excursion
 ALL_PAIRS = 40  # up to so many stiff coordinates every pair is learned
+PUCKER = "stiff torsion in a ring"  # held by the ring alone, which may flip to another pucker
 PRIOR_FRAMES = 10  # for each stiff coordinate; with 1, 200 frames of the dipeptide lost 1.3 nats on others
 PLANAR_TOLERANCE = math.radians(25)  # a stiff dihedral this close to 0 or 180 degrees is centred there exactly
 
@@ -206,7 +207,7 @@ class CoordinateChart:
 
     def domain(self) -> str:
         """The region that a generator on this chart can reach, in one paragraph."""
-        stiff = [row.name for row in self.rows if row.kind == "stiff torsion"]
+        stiff = [row.name for row in self.rows if row.kind == "stiff torsion" and row.limit <= math.pi / 2]
         return (
             "Chirality and the labels of prochiral hydrogens as in the structure; "
             + ("labels within rotating symmetric groups (CH3, NH3, carboxylate, phenyl) any; " if self.symmetry else "")
@@ -241,8 +242,10 @@ def _kinds(molecule: Molecule, zmatrix: ZMatrix, positions: np.ndarray, omega: s
             kinds.append("improper torsion")
             continue
         is_omega = named.get(frozenset((int(atom), int(b), int(a), int(c))), "").startswith("omega")
-        stiff = barriers.get(frozenset((int(a), int(b))), 0.0) > FREE_BARRIER or _in_ring(molecule, int(a), int(b))
-        kinds.append("free torsion" if not stiff or (is_omega and omega == "free") else "stiff torsion")
+        if barriers.get(frozenset((int(a), int(b))), 0.0) > FREE_BARRIER and not (is_omega and omega == "free"):
+            kinds.append("stiff torsion")
+        else:
+            kinds.append(PUCKER if _in_ring(molecule, int(a), int(b)) else "free torsion")
     return kinds
 
 
@@ -318,14 +321,13 @@ def _rows(
     linear = np.concatenate([np.zeros(n - 1, dtype=bool), zmatrix.is_linear[2:], zmatrix.is_linear[3:]])
     rows = []
     for i, kind in enumerate(kinds):
-        name = names.get(frozenset(atoms[i])) if kind.endswith(("free torsion", "stiff torsion")) else None
+        name = names.get(frozenset(atoms[i])) if kind in ("free torsion", "stiff torsion", PUCKER) else None
         label = "-".join(molecule.atom_label(a) for a in atoms[i])
         if linear[i]:
             label += " (across the line)" if kind == "angle" else " (along the line)"
         middle, reach = _bounds(kind, float(centre[i]), float(width[i]))
-        rows.append(
-            CoordinateRow(name or label, kind, label, atoms[i], bool(of_hydrogen[i]), middle, float(width[i]), reach)
-        )
+        kind, hydrogen = kind.removesuffix(" in a ring"), bool(of_hydrogen[i])
+        rows.append(CoordinateRow(name or label, kind, label, atoms[i], hydrogen, middle, float(width[i]), reach))
     return tuple(rows)
 
 
@@ -334,6 +336,8 @@ def _bounds(kind: str, centre: float, width: float) -> tuple[float, float]:
     reach = LIMIT_IN_WIDTHS * width
     if kind == "free torsion":
         return centre, math.pi
+    if kind == PUCKER:
+        return centre, 0.98 * math.pi
     if kind == "bond":
         return centre, min(reach, 0.6 * centre)
     if kind == "angle":
