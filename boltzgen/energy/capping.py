@@ -65,7 +65,7 @@ class CappedPotential(BatchedPotential):
     Raises
     ------
     PotentialError
-        The threshold is not positive, or is exceeded by an attraction outside of a pair's repulsive wall.
+        The threshold is not positive, or is exceeded by an attraction outside of a repulsive wall.
     """
 
     name = "capped"
@@ -159,10 +159,15 @@ class _CappedTerms(nn.Module):
             repr(terms.expression.text) for terms, s in zip(tables.custom, self.stretches, strict=True) if not s
         ] + ["generalized Born"] * bool(tables.born)
         radial = [_custom_radial(p) if s else None for p, s in zip(self._custom, self.stretches, strict=True)]
-        self.custom_lines = nn.ModuleList([_Line(find_walls(f, limit)) for f in radial if f is not None])
+        self.custom_lines = nn.ModuleList()
+        for part, function in zip(self._custom, radial, strict=True):
+            if function is not None:
+                walls = find_walls(function, limit)
+                _check_attraction(walls, torch.stack((part.head, part.tail), dim=1).numpy(), limit, name_of)
+                self.custom_lines.append(_Line(walls))
         if self._pair_parts():
             walls = find_walls(self._radial, limit)
-            _check_attraction(walls, self._radial, limit, name_of)
+            _check_attraction(walls, np.argwhere(np.ones((n_atoms, n_atoms))), limit, name_of)
             self.pair_line = _Line(walls)
         levers = torch.from_numpy(_torsion_bounds(tables)[:, None] / limit)
         self.register_buffer("torsion_lever", levers, persistent=False)
@@ -206,7 +211,9 @@ class _CappedTerms(nn.Module):
         return _huber(theta - theta0, k, _ANGLE_SHARE * self.limit * arm)
 
     def _dihedrals(self, b1: Tensor, b2: Tensor, b3: Tensor) -> dict[str, Tensor]:
-        bonded = self.program.bonded
+        bonded, dtype = self.program.bonded, b1.dtype
+        # Of nearly collinear atoms float32 leaves products of lengths without digits, and so forces without bounds.
+        b1, b2, b3 = b1.double(), b2.double(), b3.double()
         cosine, sine, m, n, _ = dihedral(b1, b2, b3)
         lever = torch.minimum(_length(m), _length(n)) / (_length(b1) + _length(b2) + _length(b3))
         first, last = bonded.n_torsions, bonded.n_torsions + bonded.n_impropers
@@ -223,7 +230,7 @@ class _CappedTerms(nn.Module):
             value, _ = bonded.cmap_energy(cosine[last:], sine[last:], False)
             both = _ramp(lever[last:].unflatten(0, (2, bonded.n_cmaps)), self.map_lever)
             energies["cmaps"] = value * both[0] * both[1]
-        return energies
+        return {kind: value.to(dtype) for kind, value in energies.items()}
 
 
 def _length(v: Tensor) -> Tensor:
@@ -251,7 +258,8 @@ def _is_stretch(part: CustomBonded) -> bool:
 def _custom_radial(part: CustomBonded) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     def radial(r: Tensor) -> tuple[Tensor, Tensor]:
         value, (slope,) = part.program(r)
-        return value, slope
+        shape = torch.broadcast_shapes(value.shape, (part.n_terms, 1))
+        return value.expand(shape), slope.expand(shape)
 
     return radial
 
@@ -286,21 +294,14 @@ def _map_bound(energy: Floats) -> float:
     return float(1.01 * (by_first + by_second + 2 * _LEVER_SLOPE * value))
 
 
-def _check_attraction(
-    walls: Walls,
-    radial: Callable[[Tensor], tuple[Tensor, Tensor]],
-    limit: float,
-    name_of: Callable[[int], str],
-) -> None:
-    pairs = walls.too_attractive.squeeze(-1).nonzero()
-    if len(pairs) == 0:
+def _check_attraction(walls: Walls, atoms: np.ndarray, limit: float, name_of: Callable[[int], str]) -> None:
+    """Refuse a threshold below the attraction between the walls of an interaction; `atoms` (n, 2) in their order."""
+    pulls = walls.largest_pull.flatten()
+    worst = int(pulls.argmax()) if len(pulls) else 0
+    if not len(pulls) or float(pulls[worst]) <= limit:
         return
-    r = torch.linspace(0.05, 1.0, 400, dtype=torch.float64)
-    first, second = pairs[0].tolist()
-    slopes = torch.stack([radial(one)[1][..., 0] for one in r.split(1)], dim=-1)
-    outside = r > walls.shortest
-    largest = torch.where(outside & walls.too_attractive, slopes, torch.zeros_like(slopes)).max()
+    first, second = (name_of(int(atom)) for atom in atoms[worst])
     raise PotentialError(
-        f"max_gradient={limit:g} kJ/mol/nm is less than the attraction of {name_of(first)} and {name_of(second)}, "
-        f"outside of their repulsive wall; choose more than {largest:.0f}"
+        f"max_gradient={limit:g} kJ/mol/nm is less than the attraction of {first} and {second}, outside of their "
+        f"repulsive wall; choose more than {np.ceil(float(pulls[worst])):.0f}"
     )

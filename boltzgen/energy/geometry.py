@@ -67,7 +67,7 @@ def dihedral(b1: Tensor, b2: Tensor, b3: Tensor) -> tuple[Tensor, Tensor, Tensor
     Blondel and Karplus, J. Comput. Chem. 17, 1132 (1996).
     """
     m, n = cross(b1, b2), cross(b2, b3)
-    length = torch.sqrt(dot(b2, b2))
+    length = torch.sqrt(_square(b2))  # never quite zero, for autograd
     x, y = dot(m, n), length * dot(b1, n)
     norm = torch.rsqrt((x * x + y * y).clamp(min=_tiny(x)))
     return x * norm, y * norm, m, n, length

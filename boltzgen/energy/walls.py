@@ -13,6 +13,8 @@ __all__ = ["Walls", "find_walls"]
 # Distances (nm) between which the threshold is looked for, and in how many steps before bisection.
 _SHORTEST, _LONGEST, _STEPS = 1e-4, 10.0, 1500
 _BISECTIONS = 50
+# Neighbouring distances differ by 0.8 %: that misses about 1e-4 of the largest slope of a Lennard-Jones minimum.
+_GRID_SLACK = 1.001
 
 # From distances that broadcast against the interactions, (..., n), to energies and slopes.
 Radial = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -28,8 +30,8 @@ class Walls:
         nm; 0 and infinity where there is no wall.
     short_energy, short_slope, long_energy, long_slope : (..., 1) tensors
         kJ/mol and kJ/mol/nm at the walls; zero where there is none.
-    too_attractive : (..., 1) bool tensor
-        The slope exceeds the threshold somewhere between the walls: no line can go on from there.
+    largest_pull : (..., 1) tensor
+        kJ/mol/nm; an upper bound of the slope between the walls. No line can go on from where it exceeds the threshold.
     """
 
     shortest: Tensor
@@ -38,7 +40,7 @@ class Walls:
     short_slope: Tensor
     long_energy: Tensor
     long_slope: Tensor
-    too_attractive: Tensor
+    largest_pull: Tensor
 
 
 def find_walls(radial: Radial, limit: float) -> Walls:
@@ -46,7 +48,7 @@ def find_walls(radial: Radial, limit: float) -> Walls:
 
     The short wall is the longest distance at which the interaction repels with at least `limit` (kJ/mol/nm), or, for
     one that only attracts at short range, the end of the region where it does so too strongly. The long wall is where
-    it starts to pull with at least `limit` and never stops.
+    it starts to pull, or after a minimum to repel, with at least `limit` and never stops.
     """
     grid = torch.logspace(
         torch.log10(torch.tensor(_SHORTEST)).item(),
@@ -57,14 +59,18 @@ def find_walls(radial: Radial, limit: float) -> Walls:
     slopes = torch.cat([radial(part)[1] for part in grid.split(16)], dim=-1)
     repels, pulls = slopes <= -limit, slopes >= limit
     index = torch.arange(_STEPS)
-    last_repelling = torch.where(repels, index, -1).amax(-1, keepdim=True)
-    # Length of the run of pulling at the short end, where nothing repels; and the start of the one at the long end.
+    # Where a steep slope lasts to the end of the grid, it starts here; one that never relents counts as a short wall.
+    trailing = torch.minimum(_start_of_last_run(pulls), _start_of_last_run(repels))
+    trailing = torch.where(trailing == 0, _STEPS, trailing)
+    last_repelling = torch.where(repels & (index < trailing), index, -1).amax(-1, keepdim=True)
+    # Length of the run of pulling at the short end, where nothing repels.
     leading = pulls.long().cumprod(-1).sum(-1, keepdim=True) - 1
     short = torch.where(last_repelling >= 0, last_repelling, leading)
-    trailing = _STEPS - pulls.flip(-1).long().cumprod(-1).sum(-1, keepdim=True)
+    # What is flat everywhere, such as excluded pairs, need not be evaluated where its parts overflow.
+    short = torch.where((slopes == 0).all(-1, keepdim=True), _STEPS - 1, short)
     long = torch.where(trailing > short, trailing, _STEPS)
     between = (index > short) & (index < long)
-    too_attractive = (pulls & between).any(-1, keepdim=True)
+    largest_pull = torch.where(between, slopes, torch.zeros_like(slopes)).amax(-1, keepdim=True)
     shortest = _bisect(radial, grid, short, limit, short >= 0)
     longest = _bisect(radial, grid, long - 1, limit, long < _STEPS)
     short_energy, short_slope = (torch.where(short >= 0, v, torch.zeros_like(v)) for v in radial(shortest))
@@ -73,12 +79,15 @@ def find_walls(radial: Radial, limit: float) -> Walls:
         torch.where(short >= 0, shortest, torch.zeros_like(shortest)),
         torch.where(long < _STEPS, longest, torch.full_like(longest, torch.inf)),
         *(short_energy, short_slope, long_energy, long_slope),
-        too_attractive,
+        _GRID_SLACK * largest_pull,
     )
 
 
 def _bisect(radial: Radial, grid: Tensor, index: Tensor, limit: float, exists: Tensor) -> Tensor:
-    """Where |slope| crosses the limit between grid points `index` and `index + 1`; any distance where no wall is."""
+    """Where |slope| crosses the limit between grid points `index` and `index + 1`, on the side where it is below.
+
+    Any distance where no wall is.
+    """
     low = torch.where(exists, grid[index.clamp(0, _STEPS - 2)], 1.0)
     high = torch.where(exists, grid[(index + 1).clamp(1, _STEPS - 1)], 1.0)
     steep_below = radial(low)[1].abs() >= limit
@@ -86,4 +95,9 @@ def _bisect(radial: Radial, grid: Tensor, index: Tensor, limit: float, exists: T
         middle = 0.5 * (low + high)
         as_below = (radial(middle)[1].abs() >= limit) == steep_below
         low, high = torch.where(as_below, middle, low), torch.where(as_below, high, middle)
-    return 0.5 * (low + high)
+    return torch.where(steep_below, high, low)
+
+
+def _start_of_last_run(steep: Tensor) -> Tensor:
+    """Index at which the run of true at the end of the last axis starts; its length where there is none."""
+    return _STEPS - steep.flip(-1).long().cumprod(-1).sum(-1, keepdim=True)
