@@ -40,6 +40,11 @@ class Ensemble:
         kJ/mol.
     groups : (n,) int array, optional
         Labels of mutually independent groups; None means that all samples are independent of each other.
+    log_rigid_integral : (n,) array, optional
+        For samples of a target with an alignment penalty: log of the integral of exp(-penalty) over all rigid motions
+        of each configuration; see `unbiased`.
+    target : str
+        What the weights are of, where it is not the Boltzmann distribution of all atoms.
     n_infinite, n_lost, n_defects : int
         Samples of infinite energy (kept, with weight zero); evaluations lost (left out of n); undefined energies or
         densities (left out of n; the verdict is then "do not use").
@@ -52,6 +57,8 @@ class Ensemble:
     log_q: np.ndarray | None = None
     molecule: Molecule | None = None
     groups: np.ndarray | None = None
+    log_rigid_integral: np.ndarray | None = None
+    target: str = ""
     n_infinite: int = 0
     n_lost: int = 0
     n_defects: int = 0
@@ -91,6 +98,17 @@ class Ensemble:
 
         return log_z(self.log_weights)
 
+    def unbiased(self) -> Ensemble:
+        """The same samples with weights of exp(-U/kT), the alignment penalty taken out; itself where there is none.
+
+        The penalty makes conformations likely in proportion to the integral G of exp(-penalty) over their rigid
+        motions (derived in `boltzgen.energy.orientation`), so each weight is divided by G. The log Z of the result is
+        with respect to positions modulo rigid motion in nm^(3N-6), the same as that of internal coordinates.
+        """
+        if self.log_rigid_integral is None:
+            return self
+        return replace(self, log_weights=self.log_weights - self.log_rigid_integral, log_rigid_integral=None)
+
     def verdict(self) -> Verdict:
         """What can be claimed of this ensemble without a reference."""
         return verdict(self.log_weights, self.n_defects)
@@ -119,6 +137,7 @@ class Ensemble:
             energies=pick(self.energies),
             log_q=pick(self.log_q),
             groups=pick(self.groups),
+            log_rigid_integral=pick(self.log_rigid_integral),
             n_infinite=int(np.isneginf(self.log_weights[rows]).sum()),
         )
 
@@ -157,7 +176,12 @@ class Ensemble:
             folder.mkdir(parents=True, exist_ok=True)
             _atomic(folder / "topology.pdb", lambda path: trajectory[0].save_pdb(str(path)))
             _atomic(folder / "samples.dcd", lambda path: _save_dcd(trajectory, path))
-            arrays = {"log_weights": self.log_weights, "energies_kJ_per_mol": self.energies, "log_q": self.log_q}
+            arrays = {
+                "log_weights": self.log_weights,
+                "energies_kJ_per_mol": self.energies,
+                "log_q": self.log_q,
+                "log_rigid_integral": self.log_rigid_integral,
+            }
             present: dict[str, Any] = {name: values for name, values in arrays.items() if values is not None}
             _atomic(folder / "weights.npz", lambda path: np.savez_compressed(path, **present))
         except OSError as error:
@@ -180,7 +204,8 @@ class Ensemble:
         molecule = "" if self.molecule is None else f" of {self.molecule!r}"
         bad = f", {self.n_defects} defects" if self.n_defects else ""
         quality = f"ESS {self.ess_fraction:.1%}, Pareto k {self.pareto_k:.2f}"
-        return f"<Ensemble: {len(self):,} samples{molecule}, {quality}{bad}>"
+        target = f", target: {self.target}" if self.target else ""
+        return f"<Ensemble: {len(self):,} samples{molecule}, {quality}{bad}{target}>"
 
 
 def _save_dcd(trajectory: Any, path: Path) -> None:

@@ -145,6 +145,7 @@ def basin_free_energies(ensemble: Ensemble, basins: Mapping[str, str], verdict: 
     SelectionError
         If an expression does not parse.
     """
+    ensemble = ensemble.unbiased()
     molecule = ensemble.require_molecule()
     results = {}
     for name, expression in basins.items():
@@ -219,6 +220,7 @@ def perturb(ensemble: Ensemble, other: Molecule | Potential) -> Perturbation:
 
     if ensemble.energies is None or ensemble.groups is not None:
         raise ValueError("a perturbation needs independent samples with energies, as a generator draws them")
+    ensemble = ensemble.unbiased()
     target = choose_potential(other) if hasattr(other, "topology") else other
     with torch.no_grad():
         energies = target(torch.as_tensor(ensemble.positions).double()).numpy()

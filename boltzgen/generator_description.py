@@ -22,7 +22,9 @@ from boltzgen.coordinates.symmetry import SymmetryGroup
 from boltzgen.coordinates.zmatrix import ZMatrix
 from boltzgen.energy import potential as choose_potential
 from boltzgen.errors import CheckpointError
+from boltzgen.flows.assembly import molecular_flow
 from boltzgen.flows.molecular import GeneratorConfig, MolecularFlow
+from boltzgen.flows.placed import CartesianFrame, PlacedFlow
 from boltzgen.forcefields import Provenance
 from boltzgen.molecule import Molecule
 from boltzgen.preparation.setup_report import SetupRecord
@@ -53,7 +55,7 @@ def describe(generator: BoltzmannGenerator) -> tuple[str, dict[str, Tensor]]:
         If the flow is not that of a molecule.
     """
     flow, molecule = generator.flow, generator.molecule
-    if not isinstance(flow, MolecularFlow) or molecule is None:
+    if not isinstance(flow, (MolecularFlow, PlacedFlow)) or molecule is None:
         raise CheckpointError(
             f"only generators of molecules can be saved, not one with a {type(flow).__name__}: "
             "save the state_dict of your own flow instead"
@@ -65,6 +67,8 @@ def describe(generator: BoltzmannGenerator) -> tuple[str, dict[str, Tensor]]:
         "coordinates": [asdict(row) for row in chart.rows],
         "symmetry": [asdict(group) for group in chart.symmetry],
         "config": asdict(flow.config),
+        "kinds": {"coordinates": "internal", "hydrogens": "flow"} if isinstance(flow, MolecularFlow) else flow.kinds,
+        "alignment": None if generator.alignment is None else generator.alignment.strength,
         "potential": generator.potential.name,
         "kT": generator.kT,
         "seed": generator.seed,
@@ -79,6 +83,9 @@ def describe(generator: BoltzmannGenerator) -> tuple[str, dict[str, Tensor]]:
         "zmatrix.is_linear": torch.tensor(zmatrix.is_linear, dtype=torch.bool),
         "chart.factor": torch.tensor(chart.factor, dtype=torch.float64),
     }
+    if isinstance(flow, PlacedFlow) and flow.frame is not None:
+        arrays["frame.reference"] = torch.tensor(flow.frame.reference, dtype=torch.float64)
+        arrays["frame.factor"] = torch.tensor(flow.frame.factor, dtype=torch.float64)
     return json.dumps(text), arrays
 
 
@@ -108,18 +115,32 @@ def rebuild(
     try:
         data = json.loads(text)
         molecule = molecule or _molecule_from_json(data["molecule"], arrays["molecule.positions"].numpy())
-        flow = MolecularFlow(_chart(data, arrays), GeneratorConfig(**data["config"]))
-        flow.to(device=device, dtype=_DTYPES[data["dtype"]])
         kT, seed, backend = float(data["kT"]), int(data["seed"]), str(data["potential"])
+        potential = potential or choose_potential(molecule, "openmm" if backend == "openmm" else "auto")
+        flow = molecular_flow(
+            *(_chart(data, arrays), GeneratorConfig(**data["config"])),
+            **data.get("kinds", {"coordinates": "internal", "hydrogens": "flow"}),
+            potential=potential,
+            kT=kT,
+            frame=_frame(arrays),
+        )
+        flow.to(device=device, dtype=_DTYPES[data["dtype"]])
+        generator = BoltzmannGenerator(flow, potential, molecule=molecule, kT=kT, seed=seed)
+        if data.get("alignment") is not None:
+            generator.set_alignment(float(data["alignment"]))
+        return generator
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, openmm.OpenMMException) as error:
         raise CheckpointError(
             f"the description of the generator is damaged: {type(error).__name__}: {error}"
         ) from error
-    if potential is None:
-        potential = choose_potential(molecule, "openmm" if backend == "openmm" else "auto")
-    return BoltzmannGenerator(flow, potential, molecule=molecule, kT=kT, seed=seed)
+
+
+def _frame(arrays: Mapping[str, Tensor]) -> CartesianFrame | None:
+    if "frame.reference" not in arrays:
+        return None
+    return CartesianFrame(arrays["frame.reference"].numpy(), arrays["frame.factor"].numpy())
 
 
 def _chart(data: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> CoordinateChart:

@@ -203,20 +203,20 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = stage.learning_rate(within)
         if loss_kind.detached:
-            positions, log_q, energy = self._detached_batch()
+            positions, log_q, reduced = self._detached_batch(kT)
         else:
             positions, log_q = self.generator.flow.sample_and_log_prob(self.batch_size, self.generator.rng)
-            energy = self.generator.potential(positions)
-        valid = torch.isfinite(energy) & torch.isfinite(log_q)
+            reduced = self.generator.reduced_energy(positions, kT)
+        valid = torch.isfinite(reduced) & torch.isfinite(log_q)
         if not bool(valid.all()):
-            energy, log_q = energy[valid], log_q[valid]
-        if len(energy) < self.batch_size // 4:
+            reduced, log_q = reduced[valid], log_q[valid]
+        if len(reduced) < self.batch_size // 4:
             raise BoltzgenError(
-                f"step {self.step}: only {len(energy)} of {self.batch_size} samples have a finite energy; "
+                f"step {self.step}: only {len(reduced)} of {self.batch_size} samples have a finite energy; "
                 "start from a structure without clashes, or hotter"
             )
-        self._remember(positions.detach()[valid], -energy.detach() / kT - log_q.detach())
-        loss = loss_kind.function(-soft_cap(energy / kT), log_q)
+        self._remember(positions.detach()[valid], -reduced.detach() - log_q.detach())
+        loss = loss_kind.function(-soft_cap(reduced), log_q)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.generator.flow.parameters(), MAX_GRADIENT_NORM)
@@ -228,12 +228,12 @@ class Training:
             log.warning("step %d skipped: the gradient is not finite (%d so far)", self.step, self.skipped)
         return float(loss.detach())
 
-    def _detached_batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples without gradient, their energies, and log q at these fixed samples with gradient."""
+    def _detached_batch(self, kT: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples without gradient, log q at these fixed samples with gradient, and their reduced energies."""
         with torch.no_grad():
             positions, _ = self.generator.flow.sample_and_log_prob(self.batch_size, self.generator.rng)
-            energy = self.generator.potential(positions)
-        return positions, self.generator.flow.log_prob(positions), energy
+            reduced = self.generator.reduced_energy(positions, kT)
+        return positions, self.generator.flow.log_prob(positions), reduced
 
     def _update_average(self) -> None:
         decay = min(AVERAGING, (1 + self.step) / (10 + self.step))

@@ -89,7 +89,7 @@ def choose_frames(ensemble: Ensemble, n: int, by: str = "weight", *, seed: int =
         raise ValueError(f"the number of frames must be positive, not {n}")
     share = np.isfinite(ensemble.positions).all(axis=(1, 2)).astype(float)
     if by != "random":
-        share *= np.asarray(ensemble.weights, dtype=float)
+        share *= np.asarray(ensemble.unbiased().weights, dtype=float)
     if by not in ("weight", "random"):
         if ensemble.molecule is None:
             raise SelectionError(f"'{by}' selects nothing: the ensemble has no molecule")

@@ -110,6 +110,16 @@ class AlignmentPenalty:
         q, _, _ = self._best_rotation(self._centred(positions)[0])
         return 2 * torch.atan2(q[:, 1:].norm(dim=1), q[:, 0].abs()).to(positions.dtype)
 
+    def rotation(self, positions: Tensor) -> Tensor:
+        """Matrices (B, 3, 3), float64, of rotations R that bring ``R (x_i - c)`` next to ``y_i - d``; not capped."""
+        w, x, y, z = self._best_rotation(self._centred(positions)[0])[0].unbind(1)
+        entries = [
+            *(1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+            *(2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+            *(2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+        ]
+        return torch.stack(entries, dim=1).unflatten(1, (3, 3))
+
     def image(self, positions: Tensor) -> Tensor:
         """The aligned image (B, M, 3) in nm, its rotation capped."""
         x, _ = self._centred(positions)

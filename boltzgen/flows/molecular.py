@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,14 @@ class GeneratorConfig:
     fold_symmetry : bool
         Whether groups that a rotation maps onto themselves (CH3, NH3, carboxylate, phenyl) are generated on a third
         or half of the circle and relabelled at random.
+    alignment : float
+        For ``coordinates="cartesian"``: strength lambda of the alignment penalty in nm^-2; zero for none. The paper
+        says 10, without a unit; 1000 nm^-2 is 10 per square angstrom, which keeps the orientation (10 nm^-2 does not;
+        see `boltzgen.energy.alignment`).
+    cartesian_rounds, cartesian_hidden : int
+        Rounds of four affine couplings of the Cartesian flow, and the width of their sub-networks.
+    placement_hidden : int
+        For ``hydrogens="network"``: width of the network that places hydrogens.
     """
 
     torsion_layers: int = 4
@@ -44,10 +52,15 @@ class GeneratorConfig:
     n_harmonics: int = 3
     omega: str = "trans"
     fold_symmetry: bool = True
+    alignment: float = 1000.0
+    cartesian_rounds: int = 24
+    cartesian_hidden: int = 256
+    placement_hidden: int = 512
 
     def sizes(self) -> dict[str, int]:
         """Keyword arguments of the conditional flows."""
-        return {key: value for key, value in asdict(self).items() if key not in ("omega", "fold_symmetry")}
+        names = ("torsion_layers", "torsion_hidden", "stiff_layers", "stiff_hidden", "n_bins", "n_harmonics")
+        return {name: getattr(self, name) for name in names}
 
 
 class MolecularFlow(nn.Module):

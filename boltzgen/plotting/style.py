@@ -46,7 +46,7 @@ def probabilities(ensemble: Ensemble, weighted: bool) -> Array:
     """(n,) shares that sum to one: importance weights, or 1/n each. ValueError if every weight is zero."""
     if ensemble.n == 0:
         raise ValueError("there are no samples to draw")
-    return ensemble.weights if weighted else np.full(ensemble.n, 1.0 / ensemble.n)
+    return ensemble.unbiased().weights if weighted else np.full(ensemble.n, 1.0 / ensemble.n)
 
 
 def compared(ensemble: Ensemble, reference: Ensemble | None) -> list[tuple[Ensemble, bool, str, dict[str, Any]]]:

@@ -73,7 +73,7 @@ def describe_training(generator: BoltzmannGenerator, schedule: Schedule) -> dict
         "potential_report": generator.potential.report().splitlines(),
         "n_parameters": sum(p.numel() for p in flow.parameters()),
         "networks": asdict(flow.config) if isinstance(flow, MolecularFlow) else None,
-        "domain": flow.chart.domain() if isinstance(flow, MolecularFlow) else None,
+        "domain": generator.domain() or None,
         "budget": schedule.budget,
         "batch_size": schedule.batch_size,
         "stages": [asdict(stage) for stage in schedule.stages],

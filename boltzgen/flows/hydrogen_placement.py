@@ -1,0 +1,195 @@
+"""Hydrogens given heavy atoms, three kinds behind one interface: a conditional flow, a network, a minimiser.
+
+Only the first has the all-atom Boltzmann distribution as its target. The other two are a function h of the heavy atoms
+x_C, so that a generator with them has the target exp(-U(h(x_C))/kT) on the heavy atoms alone. This is not the marginal
+of the Boltzmann distribution: the width of the hydrogens' distribution around their minimum is left out, which shifts
+the populations of all basins where that width differs (Felardos et al. 2022, appendix E: 6 % became 1.21 %).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from boltzgen.coordinates.chart import CoordinateChart
+from boltzgen.coordinates.folding import Folding
+from boltzgen.coordinates.hydrogens import without_heavy_symmetry
+from boltzgen.flows.conditional import TorsionsThenStiff
+from boltzgen.flows.hydrogen_minimization import minimized_variables
+from boltzgen.flows.hydrogen_variables import HydrogenVariables
+from boltzgen.flows.networks import multilayer_perceptron
+
+if TYPE_CHECKING:
+    from boltzgen.energy.base import Potential
+
+__all__ = ["HydrogenFlow", "HydrogenMinimizer", "HydrogenNetwork", "Hydrogens"]
+
+
+class Hydrogens(Protocol):
+    """What every kind offers.
+
+    Attributes
+    ----------
+    kind : str
+        The name that users choose it by.
+    is_exact : bool
+        Whether the target is the all-atom distribution.
+    target : str
+        The target in words.
+    """
+
+    kind: str
+    is_exact: bool
+    target: str
+    variables: HydrogenVariables
+
+    def sample(self, heavy: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Positions (B, N, 3) in nm for heavy atoms (B, n_heavy, 3), and the hydrogens' log-density (B,)."""
+
+    def log_prob(self, positions: Tensor) -> Tensor:
+        """Log-density (B,) of the hydrogens in positions (B, N, 3) given the heavy atoms; zero where they are fixed."""
+
+
+class HydrogenFlow(nn.Module):
+    """Conditional flow with exact density on the positions of the hydrogens.
+
+    Parameters
+    ----------
+    chart : CoordinateChart
+        Of the whole molecule.
+    n_harmonics : int
+        Harmonics of the heavy atoms' torsions that the conditioners see.
+    sizes :
+        Of `TorsionsThenStiff`.
+    """
+
+    kind = "flow"
+    is_exact = True
+    target = "exp(-U/kT) of all atoms"
+
+    def __init__(self, chart: CoordinateChart, *, n_harmonics: int, **sizes: int) -> None:
+        super().__init__()
+        chart = without_heavy_symmetry(chart)
+        self.n_harmonics = n_harmonics
+        self.variables = HydrogenVariables(chart)
+        column = {index: k for k, index in enumerate(self.variables.coordinates.columns.tolist())}
+        groups = [
+            replace(group, torsion=column[group.torsion], siblings=tuple(column[i] for i in group.siblings))
+            for group in chart.symmetry
+        ]
+        self.folding = Folding(groups, chart.internal.n_atoms)
+        orders = {group.torsion: group.order for group in chart.symmetry}
+        folds = torch.tensor([orders.get(i, 1) for i in chart.indices(True, True)], dtype=torch.long)
+        pairs = torch.tensor(chart.stiff_pairs(True))
+        n_context = self.variables.n_context(n_harmonics)
+        self.flow = TorsionsThenStiff(folds, self.variables.n_stiff, pairs, n_context, n_harmonics=n_harmonics, **sizes)
+
+    def sample(self, heavy: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """See `Hydrogens`; labels within rotating groups (CH3, NH3) are drawn at random."""
+        given, heavy_z = self.variables.context(heavy, self.n_harmonics)
+        torsions, z, log_q = self.flow.sample(len(heavy), given, generator)
+        coordinates, log_det = self.variables.to_coordinates(torsions, z, heavy_z)
+        positions, log_volume = self.variables.coordinates.place(heavy, self.folding.torsions(coordinates))
+        # Folding a torsion m times multiplies the density by m, the random label divides it by m.
+        return self.folding.relabel(positions, generator), log_q - log_det - log_volume
+
+    def log_prob(self, positions: Tensor) -> Tensor:
+        """See `Hydrogens`; -inf outside the bounds of the hydrogens' coordinates."""
+        positions = self.folding.representative(positions)
+        given, heavy_z = self.variables.context(positions[:, self.variables.coordinates.heavy], self.n_harmonics)
+        coordinates = self.variables.coordinates.read(positions)
+        log_volume = self.variables.coordinates.log_volume(coordinates)
+        torsions, z, log_det, inside = self.variables.to_variables(self.folding.variables(coordinates), heavy_z)
+        log_q = self.flow.log_prob(torsions, z, given) + log_det - log_volume
+        return torch.where(inside, log_q, torch.full_like(log_q, -torch.inf))
+
+
+class _FixedHydrogens(nn.Module):
+    """Hydrogens that are a function of the heavy atoms."""
+
+    is_exact = False
+    target = "exp(-U(h(x_C))/kT) on the heavy atoms x_C alone, with the hydrogens h(x_C) at their energy minimum"
+
+    def __init__(self, chart: CoordinateChart) -> None:
+        super().__init__()
+        self.variables = HydrogenVariables(replace(chart, symmetry=()))
+
+    def log_prob(self, positions: Tensor) -> Tensor:
+        """Zeros (B,): the density is that of the heavy atoms."""
+        return positions.new_zeros(len(positions))
+
+
+class HydrogenNetwork(_FixedHydrogens):
+    """The deterministic placement of the paper: a network from heavy atoms to the hydrogens' internal coordinates.
+
+    The target is exp(-U(h(x_C))/kT) on the heavy atoms alone; see the notes of this module. An untrained network gives
+    the minimum in the harmonic approximation; `boltzgen.placement.train_placement` trains it on energies.
+
+    Parameters
+    ----------
+    chart : CoordinateChart
+        Of the whole molecule.
+    n_hidden, n_layers : int
+        "3 layers separated by CELUs and a hidden size of 512": three linear layers.
+    n_harmonics : int
+        Harmonics of the heavy atoms' torsions among the inputs.
+
+    References
+    ----------
+    Felardos, Hénin, Charpiat (2022), section 5 and appendix E.
+    """
+
+    kind = "network"
+
+    def __init__(self, chart: CoordinateChart, n_hidden: int = 512, n_layers: int = 3, n_harmonics: int = 3) -> None:
+        super().__init__(chart)
+        self.n_harmonics = n_harmonics
+        self.network = multilayer_perceptron(
+            self.variables.n_context(n_harmonics),
+            n_hidden,
+            2 * self.variables.n_torsions + self.variables.n_stiff,
+            n_layers - 1,
+            activation=nn.CELU,
+        )
+
+    def sample(self, heavy: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Positions (B, N, 3) with the hydrogens where the network puts them, and zeros (B,)."""
+        given, heavy_z = self.variables.context(heavy, self.n_harmonics)
+        n = self.variables.n_torsions
+        sine, cosine, z = self.network(given).tensor_split([n, 2 * n], dim=1)
+        torsions = self.variables.torsion_centres + torch.atan2(sine, 1 + cosine)
+        coordinates, _ = self.variables.to_coordinates(torsions, z, heavy_z)
+        return self.variables.coordinates.place(heavy, coordinates)[0], heavy.new_zeros(len(heavy))
+
+
+class HydrogenMinimizer(_FixedHydrogens):
+    """Hydrogens minimised for each heavy-atom configuration, in batches: what a placement network should learn.
+
+    The target is exp(-U(h(x_C))/kT) on the heavy atoms alone; see the notes of this module. The minimum is the one next
+    to the harmonic guess. Its evaluations are counted by the potential.
+
+    Gradients run through the heavy atoms with the hydrogens held: at the minimum the energy does not change to first
+    order with the hydrogens, so this is the whole gradient of U(h(x_C)).
+
+    Parameters
+    ----------
+    chart : CoordinateChart
+        Of the whole molecule.
+    potential : Potential
+    kT : float
+        kJ/mol; sets the tolerance only.
+    """
+
+    kind = "minimized"
+
+    def __init__(self, chart: CoordinateChart, potential: Potential, kT: float) -> None:
+        super().__init__(chart)
+        self.potential, self.kT = potential, kT
+
+    def sample(self, heavy: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Positions (B, N, 3) with minimised hydrogens, and zeros (B,)."""
+        positions = minimized_variables(self.variables, self.potential, self.kT, heavy).to(heavy)
+        return positions.index_copy(1, self.variables.coordinates.heavy, heavy), heavy.new_zeros(len(heavy))
