@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import types
 
 import numpy as np
@@ -247,33 +248,145 @@ def _with(system: openmm.System, force: openmm.Force) -> openmm.System:
     return system
 
 
-def test_what_cannot_be_compiled_is_named(amber: types.SimpleNamespace) -> None:
-    cases = [
-        (openmm.CustomExternalForce("x^2"), "CustomExternalForce"),
-        (openmm.CustomBondForce("r^3"), r"CustomBondForce.*r\^3"),
-        (openmm.MonteCarloBarostat(1, 300), "MonteCarloBarostat"),
-    ]
-    for force, message in cases:
-        molecule = types.SimpleNamespace(system=_with(amber.system, force), positions=amber.positions)
-        with pytest.raises(PotentialError, match=message):
-            energy.CompiledPotential(molecule)
-    cut = copy.deepcopy(amber.system)
-    next(f for f in cut.getForces() if isinstance(f, openmm.NonbondedForce)).setNonbondedMethod(1)
-    with pytest.raises(PotentialError, match="NonbondedForce uses a cut-off"):
-        energy.CompiledPotential(types.SimpleNamespace(system=cut, positions=amber.positions))
-    tied = copy.deepcopy(amber.system)
-    tied.addConstraint(0, 1, 0.1)
-    with pytest.raises(PotentialError, match="1 constraints"):
-        energy.CompiledPotential(types.SimpleNamespace(system=tied, positions=amber.positions))
+def _cut_off(system: openmm.System, method: int) -> openmm.System:
+    system = copy.deepcopy(system)
+    next(f for f in system.getForces() if isinstance(f, openmm.NonbondedForce)).setNonbondedMethod(method)
+    return system
 
 
-def test_auto_falls_back_with_the_reason(amber: types.SimpleNamespace) -> None:
-    external = openmm.CustomExternalForce("10*x^2")
-    external.addParticle(0)
-    molecule = types.SimpleNamespace(system=_with(amber.system, external), positions=amber.positions)
+def _tied(system: openmm.System) -> openmm.System:
+    """With a rigid distance between atoms that no stretch joins."""
+    system = copy.deepcopy(system)
+    system.addConstraint(0, 21, 0.5)
+    return system
+
+
+def _with_virtual_site(system: openmm.System) -> openmm.System:
+    system = copy.deepcopy(system)
+    system.setParticleMass(0, 0)
+    system.setVirtualSite(0, openmm.TwoParticleAverageSite(1, 2, 0.5, 0.5))
+    return system
+
+
+def _over_all(force: openmm.Force, *parameters: object) -> openmm.Force:
+    for _ in range(22):
+        force.addParticle(*parameters)
+    return force
+
+
+def _interaction_group() -> openmm.Force:
+    force = _over_all(openmm.CustomNonbondedForce("1/r"), [])
+    force.addInteractionGroup([0, 1], [5, 6])
+    return force
+
+
+def _with_method(force: openmm.Force, method: int) -> openmm.Force:
+    force.setNonbondedMethod(method)
+    return force
+
+
+def _computed_value() -> openmm.Force:
+    force = _over_all(openmm.CustomNonbondedForce("v1*v2/r"), [])
+    force.addComputedValue("v", "2")
+    return force
+
+
+def _custom_gb() -> openmm.Force:
+    force = openmm.CustomGBForce()
+    force.addComputedValue("I", "exp(-r)", openmm.CustomGBForce.ParticlePair)
+    force.addEnergyTerm("I", openmm.CustomGBForce.SingleParticle)
+    return force
+
+
+def _centroid() -> openmm.Force:
+    force = openmm.CustomCentroidBondForce(2, "distance(g1,g2)^2")
+    force.addGroup([0, 1])
+    force.addGroup([5, 6])
+    force.addBond([0, 1], [])
+    return force
+
+
+def _collective_variable() -> openmm.Force:
+    force = openmm.CustomCVForce("v^2")
+    bond = openmm.CustomBondForce("r")
+    bond.addBond(0, 1)
+    force.addCollectiveVariable("v", bond)
+    return force
+
+
+def _external(text: str) -> openmm.Force:
+    force = openmm.CustomExternalForce(text)
+    force.addParticle(0)
+    return force
+
+
+def _high_periodicity() -> openmm.Force:
+    force = openmm.PeriodicTorsionForce()
+    force.addTorsion(0, 1, 4, 5, 9, 0.0, 1.0)
+    return force
+
+
+def _many_particle() -> openmm.Force:
+    return _over_all(openmm.CustomManyParticleForce(3, "distance(p1,p2)*distance(p2,p3)"), [], 0)
+
+
+def _periodic_bond() -> openmm.Force:
+    force = openmm.HarmonicBondForce()
+    force.addBond(0, 1, 0.1, 1.0)
+    force.setUsesPeriodicBoundaryConditions(True)
+    return force
+
+
+_FORCES = {
+    r"AndersenThermostat cannot": lambda: openmm.AndersenThermostat(300, 1),
+    r"CustomCentroidBondForce cannot": _centroid,
+    r"CustomManyParticleForce cannot": _many_particle,
+    r"CustomCVForce cannot": _collective_variable,
+    r"RMSDForce cannot": lambda: openmm.RMSDForce([[0, 0, i] for i in range(22)], list(range(22))),
+    r"GayBerneForce cannot": lambda: _over_all(openmm.GayBerneForce(), 0.1, 1, -1, -1, 0.1, 0.1, 0.1, 1, 1, 1),
+    r"CustomNonbondedForce has interaction groups": _interaction_group,
+    r"CustomNonbondedForce has computed values": _computed_value,
+    r"CustomNonbondedForce uses a cut-off": lambda: _with_method(
+        _over_all(openmm.CustomNonbondedForce("1/r"), []), openmm.CustomNonbondedForce.CutoffNonPeriodic
+    ),
+    r"GBSAOBCForce uses a cut-off": lambda: _with_method(
+        _over_all(openmm.GBSAOBCForce(), 0.1, 0.15, 0.8), openmm.GBSAOBCForce.CutoffNonPeriodic
+    ),
+    r"CustomGBForce uses a cut-off": lambda: _with_method(
+        _over_all(_custom_gb(), []), openmm.CustomGBForce.CutoffNonPeriodic
+    ),
+    r"HarmonicBondForce \(2\) uses periodic": _periodic_bond,
+    r"PeriodicTorsionForce \(2\): torsion 0 has periodicity 9": _high_periodicity,
+    r"CustomExternalForce uses periodic": lambda: _external("periodicdistance(x,y,z,0,0,0)^2"),
+    r"CustomExternalForce: (.|\n)*w": lambda: _external("x^2*w"),
+    r"CustomExternalForce: (.|\n)*x\*\*2": lambda: _external("x**2"),
+}
+_SYSTEMS = {
+    r"NonbondedForce uses a cut-off": lambda s: _cut_off(s, openmm.NonbondedForce.CutoffNonPeriodic),
+    r"NonbondedForce uses (a cut-off or Ewald|periodic)": lambda s: _cut_off(s, openmm.NonbondedForce.PME),
+    # OpenMM takes a barostat only where something is periodic.
+    r"MonteCarloBarostat cannot": lambda s: _with(_with(s, openmm.MonteCarloBarostat(1, 300)), _periodic_bond()),
+    r"1 constraints": _tied,
+    r"virtual sites": _with_virtual_site,
+}
+# What OpenMM itself does not evaluate, so that there is nothing to fall back to.
+_REFUSED_BY_OPENMM = (r"CustomExternalForce: (.|\n)*w", r"CustomExternalForce: (.|\n)*x\*\*2")
+
+
+@pytest.mark.parametrize("reason", [*_FORCES, *_SYSTEMS])
+def test_what_cannot_be_compiled_is_named_and_left_to_openmm(amber: types.SimpleNamespace, reason: str) -> None:
+    system = _SYSTEMS[reason](amber.system) if reason in _SYSTEMS else _with(amber.system, _FORCES[reason]())
+    molecule = types.SimpleNamespace(system=system, positions=amber.positions)
+    with pytest.raises(PotentialError, match=reason):
+        energy.CompiledPotential(molecule)
+    if reason in _REFUSED_BY_OPENMM:
+        return
     potential = energy.potential(molecule)
     assert isinstance(potential, energy.OpenMMPotential)
-    assert "CustomExternalForce" in potential.fallback_reason
+    assert re.search(reason, potential.fallback_reason)
+
+
+def test_auto_compiles_what_it_can(amber: types.SimpleNamespace) -> None:
     assert isinstance(energy.potential(amber), energy.CompiledPotential)
     assert isinstance(energy.potential(amber), energy.Potential)
     with pytest.raises(PotentialError, match="backend"):
