@@ -82,7 +82,7 @@ def speed(
     few = torch.from_numpy(frames[: 8 * rows[-1][3]])
     rows.append(("OpenMMPotential(workers=2)", lambda: bridge(few), lambda: bridge.energy_and_forces(few), len(few)))
     reasons: list[str] = []
-    in_double = molecule.topology.getNumAtoms() < 30 and not options.quick  # compilation in float64 too
+    in_double = batch > 1024 and not options.quick  # float64 is compiled too, where that does not take long
     for dtype, modes in ((torch.float64, (False, in_double)), (torch.float32, (False, True))):
         x = torch.from_numpy(frames).to(dtype)
         for mode in sorted(set(modes)):

@@ -60,22 +60,23 @@ def interleaved(calls: Sequence[tuple[Callable[[], object], int]], seconds: floa
     calls
         Function without arguments, and how many configurations one call evaluates. Each is called once before.
     seconds : float
-        For each function, over all rounds; at least one call a round.
+        For each function, over all rounds; at least one call a round, until they took three times as long.
     rounds : int
     """
     for call, _ in calls:
         call()
-    best = [math.inf] * len(calls)
+    best, spent = [math.inf] * len(calls), [0.0] * len(calls)
     for _ in range(rounds):
         for index, (call, _) in enumerate(calls):
-            end = time.perf_counter() + seconds / rounds
-            while True:
+            start = time.perf_counter()
+            taken = 0.0
+            while taken < seconds / rounds and spent[index] + taken < 3 * seconds:
                 begin = time.perf_counter()
                 call()
                 now = time.perf_counter()
                 best[index] = min(best[index], now - begin)
-                if now >= end:
-                    break
+                taken = now - start
+            spent[index] += taken
     return [1e6 * shortest / n for shortest, (_, n) in zip(best, calls, strict=True)]
 
 
