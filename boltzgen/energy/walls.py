@@ -56,21 +56,7 @@ def find_walls(radial: Radial, limit: float) -> Walls:
         _STEPS,
         dtype=torch.float64,
     )
-    slopes = torch.cat([radial(part)[1] for part in grid.split(16)], dim=-1)
-    repels, pulls = slopes <= -limit, slopes >= limit
-    index = torch.arange(_STEPS)
-    # Where a steep slope lasts to the end of the grid, it starts here; one that never relents counts as a short wall.
-    trailing = torch.minimum(_start_of_last_run(pulls), _start_of_last_run(repels))
-    trailing = torch.where(trailing == 0, _STEPS, trailing)
-    last_repelling = torch.where(repels & (index < trailing), index, -1).amax(-1, keepdim=True)
-    # Length of the run of pulling at the short end, where nothing repels.
-    leading = pulls.long().cumprod(-1).sum(-1, keepdim=True) - 1
-    short = torch.where(last_repelling >= 0, last_repelling, leading)
-    # What is flat everywhere, such as excluded pairs, need not be evaluated where its parts overflow.
-    short = torch.where((slopes == 0).all(-1, keepdim=True), _STEPS - 1, short)
-    long = torch.where(trailing > short, trailing, _STEPS)
-    between = (index > short) & (index < long)
-    largest_pull = torch.where(between, slopes, torch.zeros_like(slopes)).amax(-1, keepdim=True)
+    short, long, largest_pull = _steep_ends(radial, grid, limit)
     shortest = _bisect(radial, grid, short, limit, short >= 0)
     longest = _bisect(radial, grid, long - 1, limit, long < _STEPS)
     short_energy, short_slope = (torch.where(short >= 0, v, torch.zeros_like(v)) for v in radial(shortest))
@@ -98,6 +84,34 @@ def _bisect(radial: Radial, grid: Tensor, index: Tensor, limit: float, exists: T
     return torch.where(steep_below, high, low)
 
 
-def _start_of_last_run(steep: Tensor) -> Tensor:
-    """Index at which the run of true at the end of the last axis starts; its length where there is none."""
-    return _STEPS - steep.flip(-1).long().cumprod(-1).sum(-1, keepdim=True)
+def _steep_ends(radial: Radial, grid: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Grid index before the short wall (-1: none) and at the long wall (_STEPS: none), and the largest pull between.
+
+    One pass along the grid: the slopes of all pairs at all distances would take gigabytes.
+    """
+    like = radial(grid[:1])[1]
+    nowhere = torch.full_like(like, -1, dtype=torch.int64)
+    last_push = push_ended = not_pulled = not_pushed = leading = nowhere
+    largest = before_pull = before_push = torch.zeros_like(like)
+    flat = torch.ones_like(like, dtype=torch.bool)
+    columns = (column for part in grid.split(16) for column in radial(part)[1].split(1, dim=-1))
+    for index, slope in enumerate(columns):
+        push, pull = slope <= -limit, slope >= limit
+        leading = torch.where(pull & (leading == index - 1), index, leading)
+        largest = torch.where(push | (leading == index), 0.0, torch.maximum(largest, slope))
+        push_ended = torch.where(push, push_ended, last_push)
+        last_push = torch.where(push, index, last_push)
+        not_pushed, before_push = torch.where(push, not_pushed, index), torch.where(push, before_push, largest)
+        not_pulled, before_pull = torch.where(pull, not_pulled, index), torch.where(pull, before_pull, largest)
+        flat = flat & (slope == 0)
+    # Where a steep slope lasts to the end of the grid there is a long wall; if it never relents, a short one.
+    last = _STEPS - 1
+    pushed_away = (not_pushed < last) & (not_pushed >= 0)
+    last_push = torch.where(pushed_away, push_ended, last_push)
+    short = torch.where(last_push >= 0, last_push, leading)
+    # What is flat everywhere, such as excluded pairs, need not be evaluated where its parts overflow.
+    short = torch.where(flat, last, short)
+    long = torch.where(pushed_away, not_pushed + 1, not_pulled + 1)
+    long = torch.where((long > short) & (long > 0), long, _STEPS)
+    largest = torch.where(pushed_away, before_push, torch.where(not_pulled < last, before_pull, largest))
+    return short, long, torch.where(long > short + 1, largest, 0.0)
