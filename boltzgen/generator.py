@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from boltzgen.coordinates.chart import CoordinateChart
-from boltzgen.energy.orientation import log_rigid_integral
+from boltzgen.energy.orientation import draw_rigid_motions, log_rigid_integral
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError, StructureError
 from boltzgen.flows.molecular import GeneratorConfig, MolecularFlow
@@ -189,6 +189,13 @@ class BoltzmannGenerator:
         """
         reduced = self.potential(positions) / (self.kT if kT is None else kT)
         return reduced if self.alignment is None else reduced + self.alignment(positions)
+
+    def oriented(self, positions: Tensor) -> Tensor:
+        """Positions (B, N, 3) in nm, moved and turned at random as the alignment penalty has it; as they are without.
+
+        Data come in any orientation; those of the target have one of their own.
+        """
+        return positions if self.alignment is None else draw_rigid_motions(self.alignment, positions, self.rng)
 
     def sample_and_log_prob(self, n_samples: int) -> tuple[Tensor, Tensor]:
         """Positions (B, N, 3) in nm and their exact log-density (B,), without gradient."""

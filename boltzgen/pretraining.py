@@ -33,7 +33,8 @@ def pretrain(
     """Fit the generator to configurations, by maximum likelihood (the KL_z loss of the paper on data).
 
     No energy is evaluated. A tenth of the configurations is held out; their mean negative log-likelihood stands in the
-    history as ``held_out``.
+    history as ``held_out``. A generator with an alignment penalty sees them in orientations that are drawn anew for
+    each batch, as the penalty distributes them, whatever orientation they come in.
 
     Parameters
     ----------
@@ -54,6 +55,7 @@ def pretrain(
     Felardos, Hénin, Charpiat (2022), equation 4.
     """
     positions, weights = _data(generator, trajectory)
+    positions = generator.oriented(positions)
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
     n_held_out = max(int(HELD_OUT * len(positions)), 1)
     held_out, kept = order[:n_held_out], order[n_held_out:]
@@ -63,7 +65,7 @@ def pretrain(
     history, started = History(), time.monotonic()
     for step in range(1, n_steps + 1):
         rows = kept[torch.multinomial(weights[kept], batch_size, replacement=True, generator=rng)]
-        loss = -generator.log_prob(positions[rows]).mean()
+        loss = -generator.log_prob(generator.oriented(positions[rows])).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(generator.flow.parameters(), MAX_GRADIENT_NORM)

@@ -1,0 +1,228 @@
+"""Hydrogens as a function of the heavy atoms: training the network on energies, and what this target does to a result.
+
+A generator with ``hydrogens="network"`` or ``"minimized"`` has the target exp(-U(h(x_C))/kT) on the heavy atoms x_C
+alone. It differs from the marginal of the Boltzmann distribution by the integral over the hydrogens around h(x_C)
+(Felardos et al. 2022, appendix E); `with_placed_hydrogens` shows by how much, on samples of the latter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from boltzgen.ensemble import Ensemble
+from boltzgen.errors import StructureError
+from boltzgen.flows.hydrogen_minimization import minimized_variables
+from boltzgen.flows.hydrogen_placement import HydrogenFlow, HydrogenNetwork
+from boltzgen.flows.placed import PlacedFlow
+from boltzgen.training import CAP_ABOVE_MEDIAN, MAX_GRADIENT_NORM, soft_cap
+
+if TYPE_CHECKING:
+    from boltzgen.generator import BoltzmannGenerator
+
+__all__ = ["PlacementAccuracy", "placement_accuracy", "train_placement", "with_placed_hydrogens"]
+
+BATCH = 1024
+
+
+@dataclass(frozen=True)
+class PlacementAccuracy:
+    """How far hydrogens lie from their energy minimum, over heavy-atom configurations.
+
+    The minimum is the one that minimisation from the placed hydrogens leads to.
+
+    Attributes
+    ----------
+    n, n_clashing : int
+        Configurations, and those left out because even their minimum lies more than 100 kT above the median.
+    rms_nm : float
+        Root mean square distance of a hydrogen from where it is at the minimum.
+    mean_excess, median_excess, worst_excess : float
+        Energy above the minimum, in kT.
+    kT : float
+        kJ/mol.
+    """
+
+    n: int
+    n_clashing: int
+    rms_nm: float
+    mean_excess: float
+    median_excess: float
+    worst_excess: float
+    kT: float
+
+    def __str__(self) -> str:
+        return (
+            f"hydrogens {self.rms_nm * 1000:.2f} pm (rms) from their minimum; energy {self.mean_excess:.3f} kT above it "
+            f"on average, {self.median_excess:.3f} kT in the median, {self.worst_excess:.2f} kT at most "
+            f"({self.n:,} configurations; {self.n_clashing:,} left out, whose minimum is a clash)"
+        )
+
+
+def train_placement(
+    generator: BoltzmannGenerator,
+    heavy: Any = None,
+    *,
+    n_steps: int = 2000,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> PlacementAccuracy:
+    """Train the network that places hydrogens to minimise their energy; the heavy-atom flow is left alone.
+
+    Minimises the mean of U over heavy-atom configurations, with the same cap above the batch median as other losses
+    have, so that clashes between heavy atoms do not take over.
+
+    Parameters
+    ----------
+    generator : BoltzmannGenerator
+        With ``hydrogens="network"``.
+    heavy : mdtraj.Trajectory, Ensemble, or (n, N, 3) array or tensor in nm, optional
+        Configurations whose heavy atoms are used; drawn from the generator at every step if absent. Of an untrained
+        generator many of these clash: train on data, or once the heavy atoms are trained.
+    n_steps : int
+        Steps of Adam, with the learning rate falling to zero on a cosine.
+    seed : int
+        Of the choice among the given configurations.
+
+    Returns
+    -------
+    PlacementAccuracy
+        On 1,000 configurations of the same origin.
+
+    Raises
+    ------
+    StructureError
+        If the generator has no network that places hydrogens.
+    """
+    flow = generator.flow
+    if not isinstance(flow, PlacedFlow) or not isinstance(flow.hydrogens, HydrogenNetwork):
+        raise StructureError("only a generator with hydrogens='network' has a placement to train")
+    data = None if heavy is None else _heavy_atoms(generator, heavy)
+    rng = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(flow.hydrogens.network.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    for _ in range(n_steps):
+        batch = _batch(generator, data, batch_size, rng)
+        energy = generator.potential(flow.hydrogens.sample(batch)[0]) / generator.kT
+        finite = torch.isfinite(energy)
+        if not bool(finite.any()):
+            continue
+        loss = soft_cap(energy[finite]).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(flow.hydrogens.network.parameters(), MAX_GRADIENT_NORM)
+        if torch.isfinite(norm):
+            optimizer.step()
+        schedule.step()
+    return placement_accuracy(generator, _batch(generator, data, 1000, rng))
+
+
+def placement_accuracy(generator: BoltzmannGenerator, heavy: Tensor) -> PlacementAccuracy:
+    """Compare where hydrogens are placed with the minimum next to it.
+
+    Parameters
+    ----------
+    generator : BoltzmannGenerator
+        With ``hydrogens="network"`` or ``"minimized"``.
+    heavy : (n, n_heavy, 3) tensor
+        nm.
+
+    Raises
+    ------
+    StructureError
+        If hydrogens are not a function of the heavy atoms, or every configuration clashes.
+    """
+    flow = _fixed(generator)
+    variables = flow.hydrogens.variables
+    with torch.no_grad():
+        placed = flow.hydrogens.sample(heavy, None)[0].double()
+    best = minimized_variables(variables, generator.potential, generator.kT, heavy, start=placed)
+    lowest = generator.potential(best) / generator.kT
+    excess = generator.potential(placed) / generator.kT - lowest
+    usable = torch.isfinite(excess) & (lowest < lowest.nanmedian() + CAP_ABOVE_MEDIAN)
+    hydrogens = [i for i in range(flow.n_atoms) if i not in set(flow.heavy_atoms.tolist())]
+    square = (placed - best)[usable][:, hydrogens].square().sum(2).mean()
+    values = excess[usable]
+    if not len(values):
+        raise StructureError("no configuration has a finite energy: the heavy atoms clash")
+    return PlacementAccuracy(
+        n=len(values),
+        n_clashing=int((~usable).sum()),
+        rms_nm=math.sqrt(float(square)),
+        mean_excess=float(values.mean()),
+        median_excess=float(values.median()),
+        worst_excess=float(values.max()),
+        kT=generator.kT,
+    )
+
+
+def with_placed_hydrogens(generator: BoltzmannGenerator, ensemble: Ensemble) -> Ensemble:
+    """Samples of the Boltzmann distribution, reweighted to the target that fixed hydrogens have.
+
+    Positions get the hydrogens that the generator places. Weights get the factor
+    ``exp(-(U(h(x_C)) - U(x))/kT) q(x_H | x_C)`` with any normalised density q of the hydrogens: its mean over x_H given
+    x_C is then exp(-U(h(x_C))/kT) over the marginal of x_C, so the populations of the result are those of the target.
+    Here q is the harmonic approximation, with turning methyls uniform. Equation 32 of the paper leaves q out; its
+    estimate then holds the volume that the hydrogens of the sample happen to fill.
+
+    Parameters
+    ----------
+    generator : BoltzmannGenerator
+        With ``hydrogens="network"`` or ``"minimized"``.
+    ensemble : Ensemble
+        With energies of the same potential, such as a reference run.
+
+    References
+    ----------
+    Felardos, Hénin, Charpiat (2022), equation 32.
+    """
+    flow = _fixed(generator)
+    if ensemble.energies is None:
+        raise ValueError("the ensemble has no energies to compare with")
+    device, dtype = generator.device, next(flow.parameters()).dtype
+    harmonic = HydrogenFlow(flow.chart, **flow.config.sizes()).to(device=device, dtype=torch.float64)
+    before = torch.as_tensor(ensemble.positions, device=device).split(BATCH)
+    with torch.no_grad():
+        after = [flow.projected(part.to(dtype)) for part in before]
+        log_q = torch.cat([harmonic.log_prob(part.double()) for part in before]).cpu().numpy()
+    positions = torch.cat(after).cpu().numpy()
+    energies = generator.energies(positions)
+    change = np.where(np.isnan(energies), np.inf, energies - ensemble.energies) / generator.kT - log_q
+    return replace(
+        ensemble,
+        positions=positions,
+        energies=energies,
+        log_weights=ensemble.log_weights - change,
+        target=flow.hydrogens.target,
+    )
+
+
+def _fixed(generator: BoltzmannGenerator) -> PlacedFlow:
+    flow = generator.flow
+    if not isinstance(flow, PlacedFlow) or flow.is_exact:
+        raise StructureError("only generators with hydrogens='network' or 'minimized' place hydrogens")
+    return flow
+
+
+def _heavy_atoms(generator: BoltzmannGenerator, source: Any) -> Tensor:
+    flow = _fixed(generator)
+    values = source.positions if isinstance(source, Ensemble) else getattr(source, "xyz", source)
+    positions = torch.as_tensor(values).to(next(flow.parameters()))
+    if positions.ndim != 3 or tuple(positions.shape[1:]) != (flow.n_atoms, 3) or not len(positions):
+        raise StructureError(f"the data have shape {tuple(positions.shape)}; needed is (n, {flow.n_atoms}, 3) in nm")
+    return positions[:, flow.heavy_atoms]
+
+
+def _batch(generator: BoltzmannGenerator, data: Tensor | None, n: int, rng: torch.Generator) -> Tensor:
+    """Heavy atoms (n, n_heavy, 3)."""
+    if data is not None:
+        return data[torch.randint(len(data), (n,), generator=rng).to(data.device)]
+    with torch.no_grad():
+        heavy: Tensor = _fixed(generator).heavy.sample_and_log_prob(n, generator.rng)[0]
+    return heavy
