@@ -7,12 +7,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from boltzgen.training import Training
 
-__all__ = ["Progress", "can_show_bar", "describe_record", "format_duration", "shown_steps"]
+__all__ = ["Progress", "can_show_bar", "describe_record", "format_duration", "shown_steps", "shown_wait"]
 
 LINE_SECONDS = 15.0
 
@@ -90,6 +91,22 @@ def shown_steps(steps: Iterable[int], label: str) -> Iterator[int]:
             _to_stderr(f"{done / len(everything):4.0%}  {label}  {format_duration(left)} left")
             last = now
         yield step
+
+
+@contextmanager
+def shown_wait(label: str) -> Iterator[None]:
+    """Say what is being waited for, and afterwards how long it took; one line in a terminal or notebook."""
+    started = time.monotonic()
+    if not can_show_bar():
+        _to_stderr(label)
+        yield
+        return
+    sys.stderr.write(label)
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        _to_stderr(f": {format_duration(time.monotonic() - started)}")
 
 
 class _Clock:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from boltzgen.energy.program import TermProgram
 from boltzgen.errors import PotentialError
+from boltzgen.progress import shown_wait
 
 __all__ = ["COMPILE_AFTER", "Evaluator", "compile_program"]
 
@@ -45,7 +46,6 @@ def compile_program(program: TermProgram, n_atoms: int, batch: int, forces: bool
     def eager(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return program.in_parts(x, forces)
 
-    logger.info("compiling the energy%s, once; this takes 10 to 40 seconds", " and forces" if forces else "")
     # A code object of its own: dynamo counts recompilations by code object, and gives up after eight.
     fresh = types.FunctionType(eager.__code__.replace(), eager.__globals__, "energy", None, eager.__closure__)
     try:
@@ -55,7 +55,8 @@ def compile_program(program: TermProgram, n_atoms: int, batch: int, forces: bool
         # Not above the size of normal use: a random heap of atoms has huge energies, but they must agree all the same.
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(3, n_atoms, max(batch, 2), generator=generator).to(program.bonded.bond)
-        with torch.no_grad():
+        what = "energy and forces" if forces else "energy"
+        with torch.no_grad(), shown_wait(f"compiling the {what} for torch, once (up to a minute; less when cached)"):
             for expected, found in zip(eager(x), compiled(x), strict=True):
                 _compare(expected, found)
     except Exception as error:  # no compiler, no write permission, a bug in the compiler: all mean eager
