@@ -113,7 +113,12 @@ def _message_worker(system_xml: str, threads: int, tasks: Any, results: Any) -> 
     context = new_context(system_xml, "CPU", threads)
     answer = None
     while True:
-        index, frame = tasks.get()
+        try:
+            index, frame = tasks.get(timeout=5.0)
+        except queue.Empty:
+            if multiprocessing.parent_process().is_alive():  # type: ignore[union-attr]
+                continue
+            return  # the benchmark was killed; the original stays
         try:
             context.setPositions(frame)
             answer = _energy_and_forces(context)
