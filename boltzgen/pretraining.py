@@ -11,6 +11,7 @@ from torch import Tensor
 
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import StructureError
+from boltzgen.losses import forward_kl
 from boltzgen.training import MAX_GRADIENT_NORM, History
 
 if TYPE_CHECKING:
@@ -62,10 +63,11 @@ def pretrain(
     rng = torch.Generator().manual_seed(seed + 1)
     optimizer = torch.optim.Adam(list(generator.flow.parameters()), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    no_energies = torch.empty(0)
     history, started = History(), time.monotonic()
     for step in range(1, n_steps + 1):
         rows = kept[torch.multinomial(weights[kept], batch_size, replacement=True, generator=rng)]
-        loss = -generator.log_prob(generator.oriented(positions[rows])).mean()
+        loss = forward_kl(no_energies, generator.log_prob(generator.oriented(positions[rows])))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(generator.flow.parameters(), MAX_GRADIENT_NORM)

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from openmm import unit
-from torch import Tensor
+from torch import Tensor, nn
 
 from boltzgen.diagnostics import effective_sample_fraction, normalized_weights
 from boltzgen.errors import BoltzgenError, CheckpointError
-from boltzgen.losses import LOSSES
+from boltzgen.losses import data_free_loss, path_log_prob
 
 if TYPE_CHECKING:
     from boltzgen.generator import BoltzmannGenerator
@@ -36,6 +36,7 @@ MAX_GRADIENT_NORM = 50.0
 AVERAGING = 0.999
 MONITOR_BATCHES = 8
 BATCH_SIZE = 768
+LEARNED_RATE = 10.0  # of a loss's own parameters (log Z), over that of the flow: one number moves further than a weight
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ class Training:
     generator : BoltzmannGenerator
     stages : list of Stage
     batch_size : int
+    observable : callable, optional
+        The function f of positions (B, N, 3), to (B,), of the loss "estimator-variance", which trains towards |f| p.
     basins : {name: expression or predicate}, optional
         Populations to follow: such as "0 < phi < 150", or functions of positions (B, N, 3) to bool (B,).
     on_record : callable, optional
@@ -131,16 +134,16 @@ class Training:
         stages: list[Stage],
         *,
         batch_size: int = BATCH_SIZE,
+        observable: Callable[[Tensor], Tensor] | None = None,
         basins: Mapping[str, str | Callable[[Tensor], Tensor]] | None = None,
         record_every: int = 25,
         on_record: Callable[[dict[str, Any], Training], None] | None = None,
         on_checkpoint: Callable[[Training], None] | None = None,
         checkpoint_seconds: float = 60.0,
     ) -> None:
-        unknown = [stage.loss for stage in stages if stage.loss not in LOSSES]
-        if unknown:
-            raise ValueError(f"unknown loss {unknown[0]!r}: choose one of {', '.join(LOSSES)}")
+        self.losses = {stage.loss: data_free_loss(stage.loss, observable is not None) for stage in stages}
         self.generator = generator
+        self.observable = observable
         self.stages = stages
         self.batch_size = batch_size
         self.basins = {name: _predicate(basin, generator.molecule) for name, basin in (basins or {}).items()}
@@ -151,7 +154,12 @@ class Training:
         self.history = History()
         self.step = 0  # over all stages
         self.seconds = 0.0
-        self.optimizer = torch.optim.Adam(generator.flow.parameters(), lr=stages[0].learning_rate_start)
+        flow_parameters = list(generator.flow.parameters())
+        self.objectives = {name: loss.start(flow_parameters) for name, loss in self.losses.items()}
+        self.optimizer = torch.optim.Adam(flow_parameters, lr=stages[0].learning_rate_start)
+        learned = [p for module in self._loss_modules().values() for p in module.parameters()]
+        if learned:
+            self.optimizer.add_param_group({"params": learned, "rate": LEARNED_RATE})
         self.average = [p.detach().clone() for p in generator.flow.parameters()]
         self._recent: deque[tuple[Tensor, dict[str, Tensor]]] = deque(maxlen=MONITOR_BATCHES)
         self.skipped = 0
@@ -198,14 +206,16 @@ class Training:
         return self.history
 
     def _one_step(self, stage: Stage, within: int) -> float:
-        loss_kind = LOSSES[stage.loss]
+        loss_kind = self.losses[stage.loss]
         kT = self.generator.kT * stage.heat(within)
         for group in self.optimizer.param_groups:
-            group["lr"] = stage.learning_rate(within)
+            group["lr"] = stage.learning_rate(within) * group.get("rate", 1.0)
         if loss_kind.detached:
             positions, log_q, reduced = self._detached_batch(kT)
         else:
             positions, log_q = self.generator.flow.sample_and_log_prob(self.batch_size, self.generator.rng)
+            if loss_kind.samples == "path":
+                log_q = path_log_prob(log_q, self.generator.flow.log_prob(positions.detach()))
             reduced = self.generator.reduced_energy(positions, kT)
         valid = torch.isfinite(reduced) & torch.isfinite(log_q)
         if not bool(valid.all()):
@@ -216,7 +226,10 @@ class Training:
                 "start from a structure without clashes, or hotter"
             )
         self._remember(positions.detach()[valid], -reduced.detach() - log_q.detach())
-        loss = loss_kind.function(-soft_cap(reduced), log_q)
+        log_p = -soft_cap(reduced)
+        if loss_kind.observable and self.observable is not None:
+            log_p = log_p + self.observable(positions.detach()[valid]).abs().log()
+        loss = self.objectives[stage.loss](log_p, log_q)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.generator.flow.parameters(), MAX_GRADIENT_NORM)
@@ -286,7 +299,12 @@ class Training:
             "recent": list(self._recent),
             "counts": self.generator.potential.counts.__getstate__(),
             "skipped": self.skipped,
+            "losses": {name: module.state_dict() for name, module in self._loss_modules().items()},
         }
+
+    def _loss_modules(self) -> dict[str, nn.Module]:
+        """The losses that have a state."""
+        return {name: module for name, module in self.objectives.items() if isinstance(module, nn.Module)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict` of an equal training.
@@ -307,6 +325,8 @@ class Training:
         self.generator.rng.set_state(state["rng"])
         self.history.records = list(state["history"])
         self.skipped = state["skipped"]
+        for name, module in self._loss_modules().items():
+            module.load_state_dict(state["losses"][name])
         self._recent = deque((tuple(entry) for entry in state["recent"]), maxlen=MONITOR_BATCHES)
         counts = self.generator.potential.counts
         counts.add(**{key: value - getattr(counts, key) for key, value in state["counts"].items()})
@@ -349,9 +369,16 @@ def finetune(generator: BoltzmannGenerator, loss: str = "l2+", budget: int = 1_6
     Parameters
     ----------
     loss : str
-        A key of `boltzgen.losses.LOSSES`.
+        A key of `boltzgen.losses.LOSSES`, other than that on data.
     budget : int
         Energy evaluations to spend.
+    options :
+        Passed to `Training`; ``observable`` goes with the loss "estimator-variance".
+
+    Raises
+    ------
+    ValueError
+        If the loss is unknown, or needs what is not given here.
     """
     n_steps = max(budget // options.get("batch_size", BATCH_SIZE), 1)
     return _run_shown(Training(generator, [refinement_stage(n_steps, loss)], **options))
