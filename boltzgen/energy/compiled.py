@@ -242,8 +242,8 @@ class CompiledPotential(BatchedPotential):
             part, gradient = evaluate(x) if x.shape[2] > 1 else program(x, forces)
             energy[rows] = part
             if force is not None and gradient is not None:
-                force[rows] = gradient.permute(2, 1, 0)
-        return RawEvaluation(energy, force.neg_() if force is not None else None)
+                force[rows] = gradient.neg_().permute(2, 1, 0)
+        return RawEvaluation(energy, force)
 
     def _evaluate_carefully(self, positions: Tensor) -> Tensor:
         program = self.program(torch.device("cpu"), torch.float64)
