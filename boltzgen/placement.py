@@ -58,7 +58,7 @@ class PlacementAccuracy:
 
     def __str__(self) -> str:
         return (
-            f"hydrogens {self.rms_nm * 1000:.2f} pm (rms) from their minimum; energy {self.mean_excess:.3f} kT above it "
+            f"hydrogens {self.rms_nm * 1000:.2f} pm (rms) from their minimum; {self.mean_excess:.3f} kT above it "
             f"on average, {self.median_excess:.3f} kT in the median, {self.worst_excess:.2f} kT at most "
             f"({self.n:,} configurations; {self.n_clashing:,} left out, whose minimum is a clash)"
         )

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import StructureError
+from boltzgen.flows.cartesian import CartesianFlow
+from boltzgen.flows.placed import PlacedFlow
 from boltzgen.losses import forward_kl
 from boltzgen.training import MAX_GRADIENT_NORM, History
 
@@ -57,6 +59,8 @@ def pretrain(
     """
     positions, weights = _data(generator, trajectory)
     positions = generator.oriented(positions)
+    if isinstance(generator.flow, (CartesianFlow, PlacedFlow)):
+        generator.flow.start_at(positions, weights)
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
     n_held_out = max(int(HELD_OUT * len(positions)), 1)
     held_out, kept = order[:n_held_out], order[n_held_out:]
@@ -70,8 +74,9 @@ def pretrain(
         loss = forward_kl(no_energies, generator.log_prob(generator.oriented(positions[rows])))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(generator.flow.parameters(), MAX_GRADIENT_NORM)
-        optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(generator.flow.parameters(), MAX_GRADIENT_NORM)
+        if torch.isfinite(norm):
+            optimizer.step()
         schedule.step()
         if step % max(n_steps // 20, 1) == 0:
             with torch.no_grad():

@@ -7,18 +7,24 @@ import math
 import torch
 from torch import Tensor, nn
 
-from boltzgen.flows.networks import MAX_LOG_SCALE, multilayer_perceptron
+from boltzgen.flows.networks import multilayer_perceptron
 
 __all__ = ["CartesianFlow"]
 
 BLOCKS_PER_ROUND = 4
+# One block scales by at most this power of e; 48 blocks move each coordinate. After 200 steps on data of the dipeptide
+# 24 x 4 blocks with 2 gave NaN, with 0.5 one of 2,000 samples lost 200 nm on the way there and back in float32, with 0.25
+# none more than 5e-6 nm; held-out likelihoods were equal.
+MAX_LOG_SCALE = 0.25
+PRIOR_FRAMES = 10  # for each coordinate: what the starting covariance counts against data
 
 
 class CartesianFlow(nn.Module):
     """Density on positions (B, N, d): a standard normal base, affine couplings, then one fixed linear map.
 
     The last map, ``centre + factor @ z``, carries the units. The couplings start as the identity, so an untrained flow
-    is the normal distribution with that centre and the covariance ``factor @ factor.T``; training on data starts there.
+    is the normal distribution with that centre and the covariance ``factor @ factor.T``. Before the first training on
+    data `start_at` moves both to those of the data.
 
     "24 x 4 coupling blocks (as described in [Real NVP])" is read as 24 rounds of four couplings: two random partitions
     of the coordinates into halves, either half moved in turn. "Two layers with an internal feature size of 256,
@@ -81,6 +87,33 @@ class CartesianFlow(nn.Module):
     def n_coordinates(self) -> int:
         return self.shape[0] * self.shape[1]
 
+    @property
+    def is_untrained(self) -> bool:
+        """Whether every block still is the identity."""
+        last = [block.get_submodule(f"network.{2 * self.n_layers - 2}") for block in self.blocks]
+        return not any(bool(parameter.any()) for layer in last for parameter in layer.parameters())
+
+    def start_at(self, positions: Tensor, weights: Tensor) -> None:
+        """Centre and covariance of an untrained flow from data; nothing happens to a trained one.
+
+        What the flow has counts as much as ten configurations for each coordinate.
+
+        Parameters
+        ----------
+        positions : (n, N, d) tensor
+        weights : (n,) tensor
+        """
+        if not self.is_untrained:
+            return
+        share = (weights / weights.sum()).to(device=positions.device, dtype=torch.float64)
+        n_effective, n_prior = float(1 / share.square().sum()), PRIOR_FRAMES * self.n_coordinates
+        x, factor = positions.flatten(1).double(), self.factor.double()
+        centre = share @ x
+        observed = ((x - centre) * share.unsqueeze(1)).T @ (x - centre)
+        covariance = (n_effective * observed + n_prior * factor @ factor.T) / (n_effective + n_prior)
+        self.centre.copy_(centre.unflatten(0, self.shape))
+        self.factor.copy_(torch.linalg.cholesky(covariance))
+
     def sample_and_log_prob(self, n_samples: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Positions (B, N, d), differentiable in the parameters, and their log-density (B,)."""
         like = self.factor
@@ -124,7 +157,7 @@ class CartesianFlow(nn.Module):
 
 
 class _AffineBlock(nn.Module):
-    """Scale and shift of half of the variables, given the other half; one scale is at most e^2 or e^-2."""
+    """Scale and shift of half of the variables, given the other half."""
 
     order: Tensor
     back: Tensor

@@ -104,6 +104,11 @@ class PlacedFlow(nn.Module):
         """Log-density (B,) of positions (B, N, 3) in nm; of their heavy atoms alone where hydrogens are fixed."""
         return self.heavy.log_prob(positions[:, self.heavy_atoms]) + self.hydrogens.log_prob(positions)
 
+    def start_at(self, positions: Tensor, weights: Tensor) -> None:
+        """Let an untrained Cartesian flow start at data (n, N, 3) with weights (n,)."""
+        if isinstance(self.heavy, CartesianFlow):
+            self.heavy.start_at(positions[:, self.heavy_atoms], weights)
+
     def projected(self, positions: Tensor) -> Tensor:
         """Positions (B, N, 3) with the hydrogens where this flow puts them; as they are where hydrogens are drawn."""
         if self.is_exact:
