@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["load_generator", "save_generator"]
 
 FORMAT = "boltzgen generator"
-FORMAT_VERSION = "2"  # since 2: lines of atoms, symmetric groups
+FORMAT_VERSION = "3"  # since 2: lines of atoms, symmetric groups; since 3: hydrogens in local groups
 
 
 def save_generator(generator: BoltzmannGenerator, path: str | os.PathLike[str]) -> Path:

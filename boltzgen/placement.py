@@ -186,7 +186,9 @@ def with_placed_hydrogens(generator: BoltzmannGenerator, ensemble: Ensemble) -> 
     if ensemble.energies is None:
         raise ValueError("the ensemble has no energies to compare with")
     device, dtype = generator.device, next(flow.parameters()).dtype
-    harmonic = HydrogenFlow(flow.chart, **flow.config.sizes()).to(device=device, dtype=torch.float64)
+    config = flow.config
+    harmonic = HydrogenFlow(flow.chart, config.hydrogen_reach, **config.hydrogen_sizes())
+    harmonic = harmonic.to(device=device, dtype=torch.float64)
     before = torch.as_tensor(ensemble.positions, device=device).split(BATCH)
     with torch.no_grad():
         after = [flow.projected(part.to(dtype)) for part in before]

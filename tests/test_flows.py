@@ -24,24 +24,24 @@ def roughened(module, scale=0.3, seed=0):
 
 
 def test_spline_with_zero_parameters_is_the_identity():
-    angle = torch.linspace(-3.1, 3.1, 50).unsqueeze(1)
-    value, log_derivative = circular_spline(angle, torch.zeros(50, 1, n_spline_parameters(8)))
+    angle = torch.linspace(-3.1, 3.1, 50).unsqueeze(0)
+    value, log_derivative = circular_spline(angle, torch.zeros(1, n_spline_parameters(8), 50))
     torch.testing.assert_close(value, angle)
     torch.testing.assert_close(log_derivative, torch.zeros_like(angle), rtol=0, atol=1e-6)
 
 
 def test_spline_is_a_smooth_bijection_of_the_circle():
     rng = torch.Generator().manual_seed(3)
-    parameters = torch.randn(1, 1, n_spline_parameters(8), generator=rng, dtype=torch.float64)
-    angle = (torch.arange(4000, dtype=torch.float64).unsqueeze(1) + 0.5) / 4000 * 2 * math.pi - math.pi
+    parameters = torch.randn(1, n_spline_parameters(8), 1, generator=rng, dtype=torch.float64)
+    angle = (torch.arange(4000, dtype=torch.float64).unsqueeze(0) + 0.5) / 4000 * 2 * math.pi - math.pi
     angle.requires_grad_(True)
-    value, log_derivative = circular_spline(angle, parameters.expand(4000, 1, -1))
+    value, log_derivative = circular_spline(angle, parameters.expand(1, -1, 4000))
     (slope,) = torch.autograd.grad(value.sum(), angle)
     torch.testing.assert_close(slope.log(), log_derivative)
     # it covers the circle once: the mean slope is one; and the slope is continuous through the seam
     assert float(slope.mean()) == pytest.approx(1, abs=1e-4)
-    assert float((slope[0] - slope[-1]).abs()) < 0.01
-    back, log_inverse = circular_spline_inverse(value, parameters.expand(4000, 1, -1))
+    assert float((slope[0, 0] - slope[0, -1]).abs()) < 0.01
+    back, log_inverse = circular_spline_inverse(value, parameters.expand(1, -1, 4000))
     turned = torch.remainder(back - angle + math.pi, 2 * math.pi) - math.pi
     assert turned.abs().max().item() < 1e-9
     torch.testing.assert_close(log_inverse, -log_derivative, rtol=0, atol=1e-8)
@@ -60,14 +60,14 @@ def test_conditional_flow_against_autograd(kind, n, n_context):
     flow = roughened(build(kind, n, n_context))
     rng = torch.Generator().manual_seed(0)
     base = flow.sample_base(6, torch.zeros((), dtype=torch.float64), rng)
-    context = torch.randn(6, n_context, generator=rng, dtype=torch.float64)
+    context = torch.randn(n_context, 6, generator=rng, dtype=torch.float64)
     value, log_det = flow(base, context)
     back, log_det_back = flow.inverse(value, context)
     torch.testing.assert_close(back, base, rtol=0, atol=1e-8)
     torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-8)
     for row in range(3):
         jacobian = torch.autograd.functional.jacobian(
-            lambda z, row=row: flow(z[None], context[row : row + 1])[0][0], base[row]
+            lambda z, row=row: flow(z[:, None], context[:, row : row + 1])[0][:, 0], base[:, row]
         )
         assert abs(float(torch.linalg.slogdet(jacobian).logabsdet - log_det[row])) < 1e-8
     if len(flow.layers):
@@ -76,8 +76,8 @@ def test_conditional_flow_against_autograd(kind, n, n_context):
 
 def test_no_torsions_is_a_working_special_case():
     flow = TorsionFlow(0, 2, **SIZES, n_bins=6, n_harmonics=2)
-    value, log_det = flow(torch.empty(4, 0), torch.zeros(4, 2))
-    assert value.shape == (4, 0)
+    value, log_det = flow(torch.empty(0, 4), torch.zeros(2, 4))
+    assert value.shape == (0, 4)
     assert not log_det.any()
 
 
@@ -111,42 +111,48 @@ def test_all_atom_log_det_against_autograd(rough_generator):
     """log q of internal coordinates by the Jacobian of the whole map from base variables, float64."""
     flow = rough_generator.flow.double()
     try:
-        recorded = _replayed(flow, torch.Generator().manual_seed(2))
-        assert recorded < 1e-8
+        assert _replayed(flow, torch.Generator().manual_seed(2)) < 1e-8
     finally:
         flow.float()
 
 
 def _replayed(flow, rng):
     n = flow.internal.n_coordinates
-    like = flow.bounded.centre
-    pieces = [
-        part.sample_base(1, like, rng)
-        for part in (flow.heavy.torsions, flow.heavy.stiff, flow.hydrogens.torsions, flow.hydrogens.stiff)
-    ]
-    sizes = [piece.shape[1] for piece in pieces]
+    shapes = [(flow._n_torsions[0],), (flow._n_stiff[0],), (flow._n_torsions[1],), (flow._n_stiff[1],)]
+    sizes = [shape[0] for shape in shapes]
+    draws = [(torch.randn if k % 2 else torch.rand)(size, generator=rng).double() for k, size in enumerate(sizes)]
 
     def internal_of(base):
-        u, z, hu, hz = base[None].split(sizes, dim=-1)
-        nothing = base.new_empty(1, 0)
-        torsions, _ = flow.heavy.torsions(u, nothing)
-        stiff, _ = flow.heavy.stiff(z, flow.heavy._stiff_context(torsions, nothing))
-        given = flow.heavy.features(torsions, stiff)
-        more, _ = flow.hydrogens.torsions(hu, given)
-        more_stiff, _ = flow.hydrogens.stiff(hz, flow.hydrogens._stiff_context(more, given))
-        values, _ = flow.bounded(torch.cat([stiff, more_stiff], dim=-1))
-        return flow.folding.torsions(torch.cat([torsions, more, values], dim=-1)[:, flow._scatter])[0]
+        """`sample_internal` with its random numbers, in the order in which they are drawn, given."""
+        given = iter(base.unsqueeze(1).split(sizes))
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("rand", "randn"):
+                patch.setattr(torch, name, lambda *shape, **options: next(given))
+            return flow.sample_internal(1)[0][0]
 
-    base = torch.cat(pieces, dim=-1)[0]
+    base = torch.cat(draws)
     jacobian = torch.autograd.functional.jacobian(internal_of, base)
     assert jacobian.shape == (n, n)
-    log_base = -(sizes[0] + sizes[2]) * math.log(2 * math.pi) - 0.5 * sum(
-        float((p.square() + math.log(2 * math.pi)).sum()) for p in (pieces[1], pieces[3])
-    )
+    log_base = -0.5 * sum(float((p.square() + math.log(2 * math.pi)).sum()) for p in (draws[1], draws[3]))
     expected = log_base - float(torch.linalg.slogdet(jacobian).logabsdet)
     with torch.no_grad():
         log_q = float(flow.log_prob_internal(internal_of(base)[None]))
     return abs(log_q - expected)
+
+
+def test_sparse_triangular_solver_against_a_dense_one():
+    """Value and gradients of `ConditionalGaussian`'s forward substitution, some rows without entries."""
+    from boltzgen.flows.gaussian import _SolveLower
+
+    rng = torch.Generator().manual_seed(0)
+    rows, columns = torch.tensor([[2, 2, 4, 4, 5], [0, 1, 2, 3, 0]])
+    diagonal = torch.rand(6, 3, generator=rng, dtype=torch.float64) + 0.5
+    below, right = (torch.randn(k, 3, generator=rng, dtype=torch.float64) for k in (5, 6))
+    inputs = tuple(x.requires_grad_(True) for x in (diagonal, below, right))
+    solution = _SolveLower.apply(*inputs, rows, columns)
+    dense = torch.diag_embed(diagonal.T).index_put((torch.arange(3)[:, None], rows, columns), below.T)
+    torch.testing.assert_close(solution, torch.linalg.solve(dense, right.T.unsqueeze(-1)).squeeze(-1).T)
+    assert torch.autograd.gradcheck(lambda *x: _SolveLower.apply(*x, rows, columns), inputs)
 
 
 def test_chirality_and_amides_never_change(rough_generator, dipeptide):

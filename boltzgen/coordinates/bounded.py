@@ -52,6 +52,7 @@ class BoundedCoordinates(nn.Module):
     centre, width, limit : (D,) tensors
         In nm or rad; ``limit`` is the largest deviation from the centre that can be reached.
     factor : (D, D) lower triangular tensor
+        Or one of the first coordinates only, (d, d); variables that stand later are then deviations in widths.
     periodic : (D,) bool tensor
         Coordinates that are angles on the circle.
     """
@@ -74,12 +75,18 @@ class BoundedCoordinates(nn.Module):
     def n(self) -> int:
         return len(self.centre)
 
+    def whitened_up_to(self, n: int) -> BoundedCoordinates:
+        """The same with only the first n coordinates whitened."""
+        return BoundedCoordinates(self.centre, self.width, self.limit, self.factor[:n, :n], self.periodic)
+
     def _log_scale(self) -> Tensor:
         return self.width.log().sum() + self.factor.diagonal().log().sum()
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D) variables to coordinates and log |det|, shape (B,)."""
-        bent, log_derivative = bend(z @ self.factor.T, self.limit / self.width)
+        n = len(self.factor)
+        y = torch.cat([z[:, :n] @ self.factor.T, z[:, n:]], dim=-1)
+        bent, log_derivative = bend(y, self.limit / self.width)
         return self.centre + self.width * bent, log_derivative.sum(-1) + self._log_scale()
 
     def deviations(self, coordinates: Tensor) -> Tensor:
@@ -95,5 +102,6 @@ class BoundedCoordinates(nn.Module):
         # A row outside has no preimage; its centre stands in so that no infinity enters a gradient.
         deviation = torch.where(inside.unsqueeze(-1), deviation, torch.zeros_like(deviation))
         y, log_derivative = unbend(deviation / self.width, self.limit / self.width)
-        z = torch.linalg.solve_triangular(self.factor, y.T, upper=False).T
-        return z, log_derivative.sum(-1) - self._log_scale(), inside
+        n = len(self.factor)
+        z = torch.linalg.solve_triangular(self.factor, y[:, :n].T, upper=False).T
+        return torch.cat([z, y[:, n:]], dim=-1), log_derivative.sum(-1) - self._log_scale(), inside

@@ -86,7 +86,7 @@ def _hydrogens(
         return HydrogenNetwork(chart, config.placement_hidden, n_harmonics=config.n_harmonics)
     if kind == "minimized":
         return HydrogenMinimizer(chart, potential, kT)
-    return HydrogenFlow(chart, **config.sizes())
+    return HydrogenFlow(chart, config.hydrogen_reach, **config.hydrogen_sizes())
 
 
 def cartesian_frame(

@@ -1,4 +1,4 @@
-"""Torsions first, stiff coordinates given them: one block for heavy atoms and, conditioned on those, hydrogens."""
+"""Torsions first, stiff coordinates given them: the flow of the heavy atoms."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from boltzgen.flows.couplings import StiffFlow, TorsionFlow
-from boltzgen.flows.networks import angle_features
+from boltzgen.flows.networks import angle_rows
 
 __all__ = ["TorsionsThenStiff"]
 
 
 class TorsionsThenStiff(nn.Module):
-    """Free torsions first, then the stiff coordinates given them: the heavy-atom flow and, with a context, the
-    hydrogen flow.
+    """Free torsions first, then the stiff coordinates given them.
 
     Parameters
     ----------
@@ -26,7 +25,7 @@ class TorsionsThenStiff(nn.Module):
     stiff_pairs : (2, n_pairs) int tensor
         Pairs of stiff coordinates whose conditional covariance is learned.
     n_context : int
-        Width of the context that everything is conditioned on; zero for heavy atoms.
+        Width of the context that everything is conditioned on (the temperature), or zero.
     """
 
     _folds: Tensor
@@ -48,36 +47,31 @@ class TorsionsThenStiff(nn.Module):
         super().__init__()
         n_torsions = len(folds)
         self.n_harmonics = n_harmonics
-        self.register_buffer("_folds", folds, persistent=False)
+        self.register_buffer("_folds", folds.unsqueeze(1), persistent=False)
         self.torsions = TorsionFlow(n_torsions, n_context, torsion_layers, torsion_hidden, n_bins, n_harmonics)
         n_features = 2 * n_harmonics * n_torsions
         self.stiff = StiffFlow(n_stiff, stiff_pairs, n_context + n_features, stiff_layers, stiff_hidden)
 
-    @property
-    def n_features(self) -> int:
-        """Width of `features`."""
-        return 2 * self.n_harmonics * self.torsions.n + self.stiff.n
-
-    def features(self, torsions: Tensor, stiff: Tensor) -> Tensor:
-        """What a later flow may be conditioned on: (B, n_features)."""
-        return torch.cat([angle_features(torsions / self._folds, self.n_harmonics), stiff], dim=-1)
+    def features(self, torsions: Tensor) -> Tensor:
+        """What is conditioned on the torsions (n_torsions, B) sees of them: (2 n_torsions n_harmonics, B)."""
+        return angle_rows(torsions / self._folds, self.n_harmonics)
 
     def sample(
-        self, n_samples: int, context: Tensor, generator: torch.Generator | None
+        self, n_samples: int, context: Tensor, generator: torch.Generator | None, heat: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Torsions (B, n_torsions), stiff coordinates (B, n_stiff) and their log-density (B,)."""
+        """Torsions (n_torsions, B), stiff coordinates (n_stiff, B) and their log-density (B,).
+
+        The variance of the base of the stiff coordinates is ``heat`` (B,), or one.
+        """
         base = self.torsions.sample_base(n_samples, context, generator)
         torsions, log_det_torsions = self.torsions(base, context)
-        z = self.stiff.sample_base(n_samples, context, generator)
-        stiff, log_det_stiff = self.stiff(z, self._stiff_context(torsions, context))
-        log_q = self.torsions.log_base(base) + self.stiff.log_base(z) - log_det_torsions - log_det_stiff
+        z = self.stiff.sample_base(n_samples, context, generator, heat)
+        stiff, log_det_stiff = self.stiff(z, torch.cat([context, self.features(torsions)]))
+        log_q = self.torsions.log_base(base) + self.stiff.log_base(z, heat) - log_det_torsions - log_det_stiff
         return torsions, stiff, log_q
 
-    def log_prob(self, torsions: Tensor, stiff: Tensor, context: Tensor) -> Tensor:
+    def log_prob(self, torsions: Tensor, stiff: Tensor, context: Tensor, heat: Tensor | None = None) -> Tensor:
         """Log-density (B,) of given torsions and stiff coordinates."""
         base, log_det_torsions = self.torsions.inverse(torsions, context)
-        z, log_det_stiff = self.stiff.inverse(stiff, self._stiff_context(torsions, context))
-        return self.torsions.log_base(base) + self.stiff.log_base(z) + log_det_torsions + log_det_stiff
-
-    def _stiff_context(self, torsions: Tensor, context: Tensor) -> Tensor:
-        return torch.cat([context, angle_features(torsions / self._folds, self.n_harmonics)], dim=-1)
+        z, log_det_stiff = self.stiff.inverse(stiff, torch.cat([context, self.features(torsions)]))
+        return self.torsions.log_base(base) + self.stiff.log_base(z, heat) + log_det_torsions + log_det_stiff

@@ -1,7 +1,7 @@
 """Coupling layers and the two conditional flows made of them: on the torus, and on real vectors.
 
 Every flow maps base variables to coordinates in ``forward`` and back in ``inverse``; both return the value
-and the log-determinant of that direction from one call.
+and the log-determinant of that direction from one call. Variables and contexts are (D, B), the batch last.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from boltzgen.flows.gaussian import ConditionalGaussian
-from boltzgen.flows.networks import MAX_LOG_SCALE, angle_features, multilayer_perceptron
+from boltzgen.flows.networks import Conditioner, angle_rows, bounded_log_scale
 from boltzgen.flows.splines import circular_spline, circular_spline_inverse, n_spline_parameters
 
-__all__ = ["StiffFlow", "TorsionFlow"]
+__all__ = ["StiffFlow", "TorsionFlow", "log_normal"]
 
 
 def _halves(n: int, layer: int) -> tuple[Tensor, Tensor]:
@@ -42,16 +42,17 @@ class _Coupling(nn.Module):
         n_in = len(keep) * n_keep_features + n_context
         self.network: nn.Module
         if n_in:
-            self.network = multilayer_perceptron(n_in, n_hidden, len(move) * n_parameters)
+            self.network = Conditioner(n_in, n_hidden, len(move) * n_parameters)
         else:
             self.network = _Constant(len(move) * n_parameters)
 
     def parameters_from(self, features: Tensor, context: Tensor) -> Tensor:
-        raw: Tensor = self.network(torch.cat([features, context], dim=-1))
-        return raw.unflatten(-1, (len(self.move), self.n_parameters))
+        """(n_move, n_parameters, B) of kept features and a context."""
+        raw: Tensor = self.network(torch.cat([features, context]))
+        return raw.unflatten(0, (len(self.move), self.n_parameters))
 
     def merge(self, kept: Tensor, moved: Tensor) -> Tensor:
-        return torch.cat([kept, moved], dim=-1).index_select(-1, self.order)
+        return torch.cat([kept, moved]).index_select(0, self.order)
 
 
 class _Constant(nn.Module):
@@ -62,7 +63,7 @@ class _Constant(nn.Module):
         self.value = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.value.expand(len(features), -1)
+        return self.value.unsqueeze(1).expand(-1, features.shape[1])
 
 
 class CircularCoupling(_Coupling):
@@ -73,11 +74,11 @@ class CircularCoupling(_Coupling):
         self.n_harmonics = n_harmonics
 
     def forward(self, angles: Tensor, context: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        kept, moved = angles[:, self.keep], angles[:, self.move]
-        parameters = self.parameters_from(angle_features(kept, self.n_harmonics), context)
+        kept, moved = angles[self.keep], angles[self.move]
+        parameters = self.parameters_from(angle_rows(kept, self.n_harmonics), context)
         spline = circular_spline_inverse if inverse else circular_spline
         moved, log_derivative = spline(moved, parameters)
-        return self.merge(kept, moved), log_derivative.sum(-1)
+        return self.merge(kept, moved), log_derivative.sum(0)
 
 
 class AffineCoupling(_Coupling):
@@ -87,12 +88,12 @@ class AffineCoupling(_Coupling):
         super().__init__(n, layer, 1, 2, n_context, n_hidden)
 
     def forward(self, z: Tensor, context: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        kept, moved = z[:, self.keep], z[:, self.move]
-        raw_scale, shift = self.parameters_from(kept, context).unbind(-1)
-        log_scale = MAX_LOG_SCALE * torch.tanh(raw_scale / MAX_LOG_SCALE)
+        kept, moved = z[self.keep], z[self.move]
+        raw_scale, shift = self.parameters_from(kept, context).unbind(1)
+        log_scale = bounded_log_scale(raw_scale)
         if inverse:
-            return self.merge(kept, (moved - shift) * torch.exp(-log_scale)), -log_scale.sum(-1)
-        return self.merge(kept, moved * log_scale.exp() + shift), log_scale.sum(-1)
+            return self.merge(kept, (moved - shift) * torch.exp(-log_scale)), -log_scale.sum(0)
+        return self.merge(kept, moved * log_scale.exp() + shift), log_scale.sum(0)
 
 
 class _Stack(nn.Module):
@@ -101,15 +102,15 @@ class _Stack(nn.Module):
     layers: nn.ModuleList
 
     def forward(self, base: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D) base variables and (B, C) context to (B, D) values and log |det|, shape (B,)."""
-        log_det = base.new_zeros(len(base))
+        """(D, B) base variables and (C, B) context to (D, B) values and log |det|, shape (B,)."""
+        log_det = base.new_zeros(base.shape[1])
         for layer in self.layers:
             base, change = layer(base, context)
             log_det = log_det + change
         return base, log_det
 
     def inverse(self, values: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = values.new_zeros(len(values))
+        log_det = values.new_zeros(values.shape[1])
         for layer in reversed(self.layers):
             values, change = layer(values, context, inverse=True)
             log_det = log_det + change
@@ -134,15 +135,15 @@ class TorsionFlow(_Stack):
         self.layers = nn.ModuleList(CircularCoupling(n, k, n_context, n_hidden, n_bins, n_harmonics) for k in layers)
 
     def sample_base(self, n_samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-        uniform = torch.rand(n_samples, self.n, device=like.device, dtype=like.dtype, generator=generator)
+        uniform = torch.rand(self.n, n_samples, device=like.device, dtype=like.dtype, generator=generator)
         return (2 * uniform - 1) * math.pi
 
     def log_base(self, base: Tensor) -> Tensor:
-        return base.new_full((len(base),), -self.n * math.log(2 * math.pi))
+        return base.new_full((base.shape[1],), -self.n * math.log(2 * math.pi))
 
 
 class StiffFlow(_Stack):
-    """Affine couplings, then a conditional normal distribution; the base is standard normal.
+    """Affine couplings, then a conditional normal distribution; the base is normal.
 
     Parameters
     ----------
@@ -159,8 +160,20 @@ class StiffFlow(_Stack):
         if n and n_context:
             self.layers.append(ConditionalGaussian(n, pairs, n_context, n_hidden))
 
-    def sample_base(self, n_samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-        return torch.randn(n_samples, self.n, device=like.device, dtype=like.dtype, generator=generator)
+    def sample_base(
+        self, n_samples: int, like: Tensor, generator: torch.Generator | None, heat: Tensor | None = None
+    ) -> Tensor:
+        """Normal variables (D, B), of variance one or of variance ``heat`` (B,)."""
+        base = torch.randn(self.n, n_samples, device=like.device, dtype=like.dtype, generator=generator)
+        return base if heat is None else base * heat.sqrt()
 
-    def log_base(self, base: Tensor) -> Tensor:
-        return -0.5 * (base.square().sum(-1) + self.n * math.log(2 * math.pi))
+    def log_base(self, base: Tensor, heat: Tensor | None = None) -> Tensor:
+        return log_normal(base, heat)
+
+
+def log_normal(base: Tensor, heat: Tensor | None = None) -> Tensor:
+    """Log-density (B,) of independent normal variables (D, B), of variance one or of variance ``heat`` (B,)."""
+    squares = base.square().sum(0)
+    if heat is None:
+        return -0.5 * (squares + len(base) * math.log(2 * math.pi))
+    return -0.5 * (squares / heat + len(base) * (2 * math.pi * heat).log())

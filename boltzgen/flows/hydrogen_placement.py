@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from boltzgen.coordinates.chart import CoordinateChart
 from boltzgen.coordinates.folding import Folding
 from boltzgen.coordinates.hydrogens import without_heavy_symmetry
-from boltzgen.flows.conditional import TorsionsThenStiff
+from boltzgen.flows.hydrogen_groups import find_groups
 from boltzgen.flows.hydrogen_minimization import minimized_variables
 from boltzgen.flows.hydrogen_variables import HydrogenVariables
-from boltzgen.flows.networks import multilayer_perceptron
+from boltzgen.flows.hydrogens import LocalHydrogens
+from boltzgen.flows.networks import angle_rows, multilayer_perceptron
 
 if TYPE_CHECKING:
     from boltzgen.energy.base import Potential
@@ -60,17 +61,19 @@ class HydrogenFlow(nn.Module):
     ----------
     chart : CoordinateChart
         Of the whole molecule.
+    reach : int
+        Bonds within which hydrogens see heavy atoms; see `find_groups`.
     n_harmonics : int
         Harmonics of the heavy atoms' torsions that the conditioners see.
     sizes :
-        Of `TorsionsThenStiff`.
+        Of `LocalHydrogens`.
     """
 
     kind = "flow"
     is_exact = True
     target = "exp(-U/kT) of all atoms"
 
-    def __init__(self, chart: CoordinateChart, *, n_harmonics: int, **sizes: int) -> None:
+    def __init__(self, chart: CoordinateChart, reach: int, *, n_harmonics: int, **sizes: int) -> None:
         super().__init__()
         chart = without_heavy_symmetry(chart)
         self.n_harmonics = n_harmonics
@@ -83,15 +86,15 @@ class HydrogenFlow(nn.Module):
         self.folding = Folding(groups, chart.internal.n_atoms)
         orders = {group.torsion: group.order for group in chart.symmetry}
         folds = torch.tensor([orders.get(i, 1) for i in chart.indices(True, True)], dtype=torch.long)
-        pairs = torch.tensor(chart.stiff_pairs(True))
-        n_context = self.variables.n_context(n_harmonics)
-        self.flow = TorsionsThenStiff(folds, self.variables.n_stiff, pairs, n_context, n_harmonics=n_harmonics, **sizes)
+        n_heavy = (self.variables.features.n_torsions, self.variables.features.n_stiff)
+        self.flow = LocalHydrogens(
+            find_groups(chart, reach), folds, self.variables.n_stiff, 0, n_heavy, n_harmonics=n_harmonics, **sizes
+        )
 
     def sample(self, heavy: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """See `Hydrogens`; labels within rotating groups (CH3, NH3) are drawn at random."""
-        given, heavy_z = self.variables.context(heavy, self.n_harmonics)
-        torsions, z, log_q = self.flow.sample(len(heavy), given, generator)
-        coordinates, log_det = self.variables.to_coordinates(torsions, z, heavy_z)
+        torsions, stiff, log_q = self.flow.sample(self._seen(heavy), generator)
+        coordinates, log_det = self.variables.to_coordinates(torsions.T, stiff.T, None)
         positions, log_volume = self.variables.coordinates.place(heavy, self.folding.torsions(coordinates))
         # Folding a torsion m times multiplies the density by m, the random label divides it by m.
         return self.folding.relabel(positions, generator), log_q - log_det - log_volume
@@ -99,12 +102,17 @@ class HydrogenFlow(nn.Module):
     def log_prob(self, positions: Tensor) -> Tensor:
         """See `Hydrogens`; -inf outside the bounds of the hydrogens' coordinates."""
         positions = self.folding.representative(positions)
-        given, heavy_z = self.variables.context(positions[:, self.variables.coordinates.heavy], self.n_harmonics)
         coordinates = self.variables.coordinates.read(positions)
         log_volume = self.variables.coordinates.log_volume(coordinates)
-        torsions, z, log_det, inside = self.variables.to_variables(self.folding.variables(coordinates), heavy_z)
-        log_q = self.flow.log_prob(torsions, z, given) + log_det - log_volume
+        torsions, stiff, log_det, inside = self.variables.to_variables(self.folding.variables(coordinates), None)
+        seen = self._seen(positions[:, self.variables.coordinates.heavy])
+        log_q = self.flow.log_prob(torsions.T, stiff.T, seen) + log_det - log_volume
         return torch.where(inside, log_q, torch.full_like(log_q, -torch.inf))
+
+    def _seen(self, heavy: Tensor) -> Tensor:
+        """What `LocalHydrogens` is given of heavy atoms (B, n_heavy, 3): stiff coordinates themselves, not whitened."""
+        torsions, z = self.variables.features(heavy)
+        return torch.cat([angle_rows(torsions.T, self.n_harmonics), self.variables.features.bounded.factor @ z.T])
 
 
 class _FixedHydrogens(nn.Module):

@@ -60,14 +60,17 @@ class HydrogenVariables(nn.Module):
         """Width F of the inputs from `context`."""
         return 2 * n_harmonics * self.features.n_torsions + self.features.n_stiff
 
-    def to_coordinates(self, torsions: Tensor, z: Tensor, heavy_z: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates (B, 3 n_H) for `HydrogenCoordinates`, and log |d coordinates / d (torsions, z)| (B,)."""
+    def to_coordinates(self, torsions: Tensor, z: Tensor, heavy_z: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Coordinates (B, 3 n_H) for `HydrogenCoordinates`, and log |d coordinates / d (torsions, z)| (B,).
+
+        Without heavy_z, z are deviations of the stiff coordinates in widths.
+        """
         shift, factor, centre, width, limit = self._parts(heavy_z)
         bent, log_derivative = bend(shift + z @ factor.T, limit / width)
         log_det = log_derivative.sum(1) + width.log().sum() + factor.diagonal().log().sum()
         return torch.cat([torsions, centre + width * bent], dim=1)[:, self._scatter], log_det
 
-    def to_variables(self, coordinates: Tensor, heavy_z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def to_variables(self, coordinates: Tensor, heavy_z: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Inverse: torsions, z, its log-determinant (B,), and which rows lie within the bounds, (B,) bool."""
         shift, factor, _, width, limit = self._parts(heavy_z)
         torsions, stiff = coordinates[:, self._gather].tensor_split([self.n_torsions], dim=1)
@@ -82,11 +85,13 @@ class HydrogenVariables(nn.Module):
         log_det = log_derivative.sum(1) - width.log().sum() - factor.diagonal().log().sum()
         return torsions, z, log_det, inside
 
-    def _parts(self, heavy_z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _parts(self, heavy_z: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Mean of the hydrogens given the heavy atoms (in widths), own factor, centre, width and limit."""
         n, bounded = self.features.n_stiff, self.bounded
-        shift = heavy_z @ bounded.factor[n:, :n].T
-        return shift, bounded.factor[n:, n:], bounded.centre[n:], bounded.width[n:], bounded.limit[n:]
+        rest = bounded.centre[n:], bounded.width[n:], bounded.limit[n:]
+        if heavy_z is None:
+            return torch.zeros_like(rest[0]), torch.eye(self.n_stiff).to(rest[0]), *rest
+        return heavy_z @ bounded.factor[n:, :n].T, bounded.factor[n:, n:], *rest
 
     def extra_repr(self) -> str:
         return f"{self.n_torsions} torsions + {self.n_stiff} stiff"

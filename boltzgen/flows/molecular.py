@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from boltzgen.coordinates.chart import CoordinateChart
 from boltzgen.coordinates.folding import Folding
 from boltzgen.flows.conditional import TorsionsThenStiff
+from boltzgen.flows.hydrogen_groups import find_groups
+from boltzgen.flows.hydrogens import LocalHydrogens
 
 __all__ = ["GeneratorConfig", "MolecularFlow"]
 
@@ -21,10 +24,14 @@ class GeneratorConfig:
     Attributes
     ----------
     torsion_layers, stiff_layers : int
-        Circular-spline couplings on the torsions, and affine couplings on the stiff coordinates, for heavy atoms
-        and hydrogens each.
-    torsion_hidden, stiff_hidden : int
-        Width of the two hidden layers of each conditioner.
+        Circular-spline couplings on the torsions, and affine couplings on the stiff coordinates, of heavy atoms.
+    torsion_hidden, stiff_hidden : int or None
+        Width of the two hidden layers of each of their conditioners; None: from the molecule, in proportion to the
+        square root of the number of coordinates, and 64 and 96 in small ones.
+    hydrogen_layers, hydrogen_hidden : int
+        Affine couplings within each group of hydrogens, and width of its networks.
+    hydrogen_reach : int
+        Bonds from a group of hydrogens within which it sees heavy atoms.
     n_bins : int
         Bins of each circular spline.
     n_harmonics : int
@@ -42,25 +49,60 @@ class GeneratorConfig:
         Rounds of four affine couplings of the Cartesian flow, and the width of their sub-networks.
     placement_hidden : int
         For ``hydrogens="network"``: width of the network that places hydrogens.
+    temperature_range : (float, float), optional
+        Lowest and highest temperature (K) of a generator that knows its temperature; None: it has the molecule's only.
     """
 
     torsion_layers: int = 4
-    torsion_hidden: int = 64
+    torsion_hidden: int | None = None
     stiff_layers: int = 4
-    stiff_hidden: int = 96
+    stiff_hidden: int | None = None
+    hydrogen_layers: int = 2
+    hydrogen_hidden: int = 64
+    hydrogen_reach: int = 3
     n_bins: int = 12
     n_harmonics: int = 3
     omega: str = "trans"
     fold_symmetry: bool = True
+
     alignment: float = 1000.0
     cartesian_rounds: int = 24
     cartesian_hidden: int = 256
     placement_hidden: int = 512
+    temperature_range: tuple[float, float] | None = None
 
-    def sizes(self) -> dict[str, int]:
-        """Keyword arguments of the conditional flows."""
-        names = ("torsion_layers", "torsion_hidden", "stiff_layers", "stiff_hidden", "n_bins", "n_harmonics")
-        return {name: getattr(self, name) for name in names}
+    def __post_init__(self) -> None:
+        if self.temperature_range is None:
+            return
+        low, high = (float(kelvin) for kelvin in self.temperature_range)
+        if not 0 < low < high:
+            raise ValueError(f"temperature_range={self.temperature_range}: give the lowest and the highest temperature")
+        object.__setattr__(self, "temperature_range", (low, high))
+
+    def heavy_sizes(self, n_torsions: int, n_stiff: int) -> dict[str, int]:
+        """Keyword arguments of the flow of the heavy atoms."""
+        return {
+            "torsion_layers": self.torsion_layers,
+            "torsion_hidden": self.torsion_hidden or _grown(64, n_torsions, 4),
+            "stiff_layers": self.stiff_layers,
+            "stiff_hidden": self.stiff_hidden or _grown(96, n_stiff, 24),
+            "n_bins": self.n_bins,
+            "n_harmonics": self.n_harmonics,
+        }
+
+    def hydrogen_sizes(self) -> dict[str, int]:
+        """Keyword arguments of the flow of the hydrogens."""
+        return {
+            "hidden": self.hydrogen_hidden,
+            "layers": self.hydrogen_layers,
+            "n_bins": self.n_bins,
+            "n_harmonics": self.n_harmonics,
+        }
+
+
+def _grown(width: int, n: int, small: int) -> int:
+    """Width for n coordinates, given that for a small number; a multiple of 16."""
+    return 16 * round(width / 16 * math.sqrt(max(n / small, 1)))
 
 
 class MolecularFlow(nn.Module):
@@ -82,57 +124,101 @@ class MolecularFlow(nn.Module):
         self.chart = chart
         self.config = config
         self.internal = chart.internal
-        self.bounded = chart.bounded()
         self.folding = Folding(chart.symmetry, self.internal.n_atoms)
         groups = [chart.indices(free, hydrogen) for hydrogen in (False, True) for free in (True, False)]
         self._n_torsions = (len(groups[0]), len(groups[2]))
         self._n_stiff = (len(groups[1]), len(groups[3]))
+        # Stiff coordinates of hydrogens are whitened group by group.
+        self.bounded = chart.bounded().whitened_up_to(self._n_stiff[0])
         order = groups[0] + groups[2] + groups[1] + groups[3]
         self.register_buffer("_gather", torch.tensor(order), persistent=False)
         self.register_buffer("_scatter", torch.tensor(order).argsort(), persistent=False)
-        pairs = [torch.tensor(chart.stiff_pairs(of_hydrogen)) for of_hydrogen in (False, True)]
-        sizes = config.sizes()
+        n_context = int(config.temperature_range is not None)
         orders = {group.torsion: group.order for group in chart.symmetry}
         folds = [torch.tensor([orders.get(i, 1) for i in torsions]) for torsions in (groups[0], groups[2])]
-        self.heavy = TorsionsThenStiff(folds[0], self._n_stiff[0], pairs[0], 0, **sizes)
-        self.hydrogens = TorsionsThenStiff(folds[1], self._n_stiff[1], pairs[1], self.heavy.n_features, **sizes)
+        pairs = torch.tensor(chart.stiff_pairs(of_hydrogen=False))
+        n_heavy = (len(groups[0]), len(groups[1]))
+        self.heavy = TorsionsThenStiff(folds[0], n_heavy[1], pairs, n_context, **config.heavy_sizes(*n_heavy))
+        self.hydrogens = LocalHydrogens(
+            find_groups(chart, config.hydrogen_reach),
+            folds[1],
+            self._n_stiff[1],
+            n_context,
+            n_heavy,
+            **config.hydrogen_sizes(),
+        )
 
     @property
     def n_atoms(self) -> int:
         return self.internal.n_atoms
 
-    def sample_and_log_prob(self, n_samples: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Positions (B, N, 3) in nm, differentiable in the parameters, and their log-density (B,)."""
-        coordinates, log_q = self.sample_internal(n_samples, generator)
+    def sample_and_log_prob(
+        self, n_samples: int, generator: torch.Generator | None = None, heat: Tensor | float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Positions (B, N, 3) in nm, differentiable in the parameters, and their log-density (B,).
+
+        Parameters
+        ----------
+        heat : float or (B,) tensor, optional
+            Temperature over that of the molecule, of a flow with a temperature range; one if absent.
+
+        Raises
+        ------
+        ValueError
+            If a heat is given to a flow that has no temperature range.
+        """
+        coordinates, log_q = self.sample_internal(n_samples, generator, heat)
         positions, log_det = self.internal.to_cartesian(coordinates)
         return self.folding.relabel(positions, generator), log_q - log_det - self.folding.log_order
 
-    def log_prob(self, positions: Tensor) -> Tensor:
+    def log_prob(self, positions: Tensor, heat: Tensor | float | None = None) -> Tensor:
         """Log-density (B,) of positions (B, N, 3) in nm; -inf outside the domain."""
         coordinates, log_det = self.internal.to_internal(self.folding.representative(positions))
-        return self.log_prob_internal(coordinates) + log_det - self.folding.log_order
+        return self.log_prob_internal(coordinates, heat) + log_det - self.folding.log_order
 
-    def sample_internal(self, n_samples: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def sample_internal(
+        self, n_samples: int, generator: torch.Generator | None = None, heat: Tensor | float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Internal coordinates (B, 3N-6) of representatives, and their log-density (B,)."""
-        nothing = self.bounded.centre.new_empty(n_samples, 0)
-        torsions, z, log_q = self.heavy.sample(n_samples, nothing, generator)
-        given = self.heavy.features(torsions, z)
-        more_torsions, more_z, log_q_hydrogens = self.hydrogens.sample(n_samples, given, generator)
-        stiff, log_det = self.bounded(torch.cat([z, more_z], dim=-1))
-        coordinates = torch.cat([torsions, more_torsions, stiff], dim=-1)[:, self._scatter]
+        context, heat = self._temperature(n_samples, heat)
+        torsions, z, log_q = self.heavy.sample(n_samples, context, generator, heat)
+        given = self._given_to_hydrogens(torsions, z, context)
+        more_torsions, more_stiff, log_q_hydrogens = self.hydrogens.sample(given, generator, heat)
+        stiff, log_det = self.bounded(torch.cat([z, more_stiff]).T)
+        coordinates = torch.cat([torch.cat([torsions, more_torsions]).T, stiff], dim=-1)[:, self._scatter]
         # A group variable runs once round the circle while its torsion covers the fundamental interval.
         log_q = log_q + log_q_hydrogens - log_det + self.folding.log_order
         return self.folding.torsions(coordinates), log_q
 
-    def log_prob_internal(self, coordinates: Tensor) -> Tensor:
+    def log_prob_internal(self, coordinates: Tensor, heat: Tensor | float | None = None) -> Tensor:
         """Log-density (B,) of internal coordinates (B, 3N-6) of representatives; -inf outside the domain."""
+        context, heat = self._temperature(len(coordinates), heat)
         variables = self.folding.variables(coordinates)[:, self._gather]
-        torsions, more_torsions, stiff = variables.split([*self._n_torsions, sum(self._n_stiff)], dim=-1)
-        variables, log_det, inside = self.bounded.inverse(stiff)
-        z, more_z = variables.split(list(self._n_stiff), dim=-1)
-        log_q = self.heavy.log_prob(torsions, z, coordinates.new_empty(len(coordinates), 0))
-        log_q = log_q + self.hydrogens.log_prob(more_torsions, more_z, self.heavy.features(torsions, z)) + log_det
+        free, stiff = variables.split([sum(self._n_torsions), sum(self._n_stiff)], dim=-1)
+        stiff, log_det, inside = self.bounded.inverse(stiff)
+        # Inside the flows the batch stands last.
+        torsions, more_torsions = free.T.contiguous().split(list(self._n_torsions))
+        z, more_stiff = stiff.T.contiguous().split(list(self._n_stiff))
+        log_q = self.heavy.log_prob(torsions, z, context, heat)
+        given = self._given_to_hydrogens(torsions, z, context)
+        log_q = log_q + self.hydrogens.log_prob(more_torsions, more_stiff, given, heat) + log_det
         return torch.where(inside, log_q + self.folding.log_order, torch.full_like(log_q, -torch.inf))
+
+    def _given_to_hydrogens(self, torsions: Tensor, z: Tensor, context: Tensor) -> Tensor:
+        """What hydrogens may see: stiff coordinates themselves, for their whitened variables mix the whole chain."""
+        return torch.cat([context, self.heavy.features(torsions), self.bounded.factor @ z])
+
+    def _temperature(self, n: int, heat: Tensor | float | None) -> tuple[Tensor, Tensor | None]:
+        """Context (n_context, B), and heat (B,) where the flow knows its temperature."""
+        like = self.bounded.centre
+        if self.config.temperature_range is None:
+            if heat is not None:
+                raise ValueError(
+                    "this generator has one temperature: build it with GeneratorConfig(temperature_range=(300, 1200))"
+                )
+            return like.new_empty(0, n), None
+        heat = torch.as_tensor(1.0 if heat is None else heat, dtype=like.dtype, device=like.device).expand(n)
+        return (1 / heat - 1).unsqueeze(0), heat
 
     def contains(self, positions: Tensor) -> Tensor:
         """Which configurations (B, N, 3) lie in the domain: (B,) bool."""

@@ -29,31 +29,32 @@ def circular_spline(angle: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
 
     Parameters
     ----------
-    angle : (B, D) tensor, rad
-    parameters : (B, D, 3K+1) tensor
+    angle : (D, B) tensor, rad
+    parameters : (D, 3K+1, B) tensor
         Unconstrained; zeros give the identity.
 
     Returns
     -------
-    angle : (B, D) tensor in [-pi, pi)
-    log_derivative : (B, D) tensor
+    angle : (D, B) tensor in [-pi, pi)
+    log_derivative : (D, B) tensor
 
     References
     ----------
     Durkan et al., Neural Spline Flows (2019), equations 4 and 5; on the circle: Rezende et al. (2020), section 2.
     """
-    x0, width, y0, height, slope0, slope1 = _bin(wrap(angle), parameters, inverse=False)
-    xi = ((wrap(angle) - x0) / width).clamp(0, 1)
+    angle = wrap(angle)
+    x0, width, y0, height, slope0, slope1 = _bin(angle, parameters, inverse=False)
+    xi = ((angle - x0) / width).clamp(0, 1)
     mean = height / width
     mixed = xi * (1 - xi)
     denominator = mean + (slope0 + slope1 - 2 * mean) * mixed
     y = y0 + height * (mean * xi.square() + slope0 * mixed) / denominator
-    return wrap(y + _rotation(parameters)), _log_derivative(xi, mean, slope0, slope1, mixed, denominator)
+    return wrap(y + parameters[:, -1]), _log_derivative(xi, mean, slope0, slope1, mixed, denominator)
 
 
 def circular_spline_inverse(angle: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse of `circular_spline`; ``log_derivative`` is that of the inverse map (Durkan et al., equations 6 to 8)."""
-    y = wrap(angle - _rotation(parameters))
+    y = wrap(angle - parameters[:, -1])
     x0, width, y0, height, slope0, slope1 = _bin(y, parameters, inverse=True)
     mean = height / width
     rise = (y - y0).clamp(min=0)
@@ -68,41 +69,27 @@ def circular_spline_inverse(angle: Tensor, parameters: Tensor) -> tuple[Tensor, 
     return wrap(x0 + xi * width), -log_derivative
 
 
-def _rotation(parameters: Tensor) -> Tensor:
-    return parameters[..., -1]
-
-
 def _log_derivative(
     xi: Tensor, mean: Tensor, slope0: Tensor, slope1: Tensor, mixed: Tensor, denominator: Tensor
 ) -> Tensor:
     numerator = slope1 * xi.square() + 2 * mean * mixed + slope0 * (1 - xi).square()
-    return 2 * mean.log() + numerator.log() - 2 * denominator.log()
+    return (numerator * (mean / denominator).square()).log()
 
 
 def _bin(angle: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, ...]:
-    """Left corner, size and end slopes of the bin that each angle falls into."""
-    n_bins = parameters.shape[-1] // 3
-    raw_widths, raw_heights, raw_slopes = parameters[..., :-1].split(n_bins, dim=-1)
-    widths, x_edges = _edges(raw_widths)
-    heights, y_edges = _edges(raw_heights)
+    """Left corner, size and end slopes of the bin that each angle falls into, (D, B) each."""
+    n_bins = parameters.shape[1] // 3
+    # Widths and heights through the same operations at once.
+    raw_sizes = parameters[:, : 2 * n_bins].unflatten(1, (2, n_bins))
+    sizes = 2 * math.pi * (MIN_SIZE + (1 - MIN_SIZE * n_bins) * functional.softmax(raw_sizes, dim=2))
+    edges = sizes.cumsum(2)
+    index = (angle.unsqueeze(1) + math.pi >= edges[:, int(inverse), :-1]).sum(1, keepdim=True)
+    both = index.unsqueeze(1).expand(-1, 2, -1, -1)
+    (width, height), right = (values.gather(2, both).squeeze(2).unbind(1) for values in (sizes, edges))
+    x1, y1 = right
+    ends = torch.cat([index, torch.remainder(index + 1, n_bins)], dim=1)
+    raw_slopes = parameters[:, 2 * n_bins : 3 * n_bins].gather(1, ends)
     # log(e - 1) makes a zero parameter a slope of one
     slopes = MIN_SLOPE + (1 - MIN_SLOPE) * functional.softplus(raw_slopes + math.log(math.e - 1))
-    edges = y_edges if inverse else x_edges
-    index = (angle.unsqueeze(-1) >= edges[..., 1:]).sum(-1, keepdim=True)
-    following = torch.remainder(index + 1, n_bins)
-    take = lambda values, at: values.gather(-1, at).squeeze(-1)
-    return (
-        take(x_edges, index),
-        take(widths, index),
-        take(y_edges, index),
-        take(heights, index),
-        take(slopes, index),
-        take(slopes, following),
-    )
-
-
-def _edges(raw: Tensor) -> tuple[Tensor, Tensor]:
-    """Bin sizes that fill the circle, and the left edges of the bins."""
-    n_bins = raw.shape[-1]
-    sizes = 2 * math.pi * (MIN_SIZE + (1 - MIN_SIZE * n_bins) * functional.softmax(raw, dim=-1))
-    return sizes, sizes.cumsum(-1) - sizes - math.pi
+    slope0, slope1 = slopes.unbind(1)
+    return x1 - width - math.pi, width, y1 - height - math.pi, height, slope0, slope1
