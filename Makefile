@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format notebooks bench-energy reference clean
+.PHONY: help demo test lint format notebooks bench-energy bench-flow reference clean
 
 help:
 	@echo "make demo          train a generator for alanine dipeptide and print a free energy (about 10 minutes on 2 cores)"
@@ -16,6 +16,7 @@ help:
 	@echo "make format        let ruff rewrite the code"
 	@echo "make notebooks     run the notebooks on a small budget"
 	@echo "make bench-energy  accuracy and speed of the compiled energy against OpenMM (about 10 minutes on 2 cores)"
+	@echo "make bench-flow    speed of the flow against stacks of the same size, and with the chain (about 10 minutes)"
 	@echo "make reference     compute the reference free energy of alanine dipeptide again (hours)"
 	@echo "make clean         remove the virtual environment, caches and demo runs"
 	@echo "PYTHON=python3.12 make ... takes another interpreter (3.11, 3.12 or 3.13)"
@@ -43,6 +44,9 @@ notebooks: $(INSTALLED)
 
 bench-energy: $(INSTALLED)
 	$(BIN)/python benchmarks/energy.py $(ARGS)
+
+bench-flow: $(INSTALLED)
+	$(BIN)/python benchmarks/flow.py $(ARGS)
 
 reference: $(INSTALLED)
 	$(BIN)/python benchmarks/reference.py
