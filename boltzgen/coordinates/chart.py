@@ -234,7 +234,7 @@ def _kinds(molecule: Molecule, zmatrix: ZMatrix, positions: np.ndarray, omega: s
         raise ValueError(f"omega={omega!r}: choose 'trans' or 'free'")
     n = zmatrix.n_atoms
     kinds = ["bond"] * (n - 1) + ["angle"] * (n - 2)
-    barriers = _torsion_barriers(molecule.system, positions)
+    barriers = _torsion_barriers(molecule, positions)
     named = {frozenset(atoms): name for name, atoms in molecule.torsions.items()}
     for row in range(3, n):
         atom, (b, a, c) = zmatrix.atoms[row], zmatrix.references[row]
@@ -264,15 +264,21 @@ def _in_ring(molecule: Molecule, a: int, b: int) -> bool:
     return b in seen
 
 
-def _torsion_barriers(system: openmm.System, positions: np.ndarray) -> dict[frozenset[int], float]:
-    """Height (kJ/mol) of the torsional energy about each bond when its two sides turn rigidly."""
+def _torsion_barriers(molecule: Molecule, positions: np.ndarray) -> dict[frozenset[int], float]:
+    """Height (kJ/mol) of the torsional energy about each bond when its two sides turn rigidly.
+
+    Terms over atoms that are not bonded in a row are impropers, and do not change when a bond turns.
+    """
+    bonds = {frozenset((int(i), int(j))) for i, j in molecule.bonds}
     turn = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     profiles: dict[frozenset[int], np.ndarray] = {}
-    for force in system.getForces():
+    for force in molecule.system.getForces():
         if not isinstance(force, openmm.PeriodicTorsionForce):
             continue
         for index in range(force.getNumTorsions()):
             i, j, k, l, n, phase, strength = force.getTorsionParameters(index)  # noqa: E741
+            if not {frozenset((i, j)), frozenset((j, k)), frozenset((k, l))} <= bonds:
+                continue
             angle = _dihedral(positions[[i, j, k, l]])
             phase, strength = phase.value_in_unit(unit.radian), strength.value_in_unit(unit.kilojoule_per_mole)
             profile = strength * np.cos(n * (angle + turn) - phase)

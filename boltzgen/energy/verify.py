@@ -22,7 +22,8 @@ __all__ = ["Agreement", "perturbed_frames", "reference_terms", "single_precision
 ENERGY_TOLERANCE = 1e-6  # kJ/mol per term, plus the rounding of very large terms:
 ROUNDING = 1e-10
 GRADIENT_TOLERANCE = 1e-5  # relative to the largest component
-SINGLE_TOLERANCE = 1e-5  # of the sum of the absolute contributions to a term
+SINGLE_TOLERANCE = 1e-5  # of the sum of the absolute contributions to a term, or of this, where those nearly vanish:
+SINGLE_FLOOR = 100.0  # kJ/mol; a term may always be 1e-3 kJ/mol off, a twentieth of what is allowed to the total
 PLAUSIBLE = 1e4  # kJ/mol: above, configurations carry no weight at any temperature of interest
 
 
@@ -138,7 +139,7 @@ def single_precision_error(
     absolute: Callable[[Tensor], dict[str, Tensor]],
     n_frames: int = 16,
 ) -> dict[str, float]:
-    """Largest error of float32 per force, relative to the sum of its absolute contributions.
+    """Largest error of float32 per force, relative to the sum of its absolute contributions (at least 100 kJ/mol).
 
     Only frames below 1e4 kJ/mol count, and the structure itself, whatever its energy.
     """
@@ -150,6 +151,6 @@ def single_precision_error(
     scale = absolute(positions.double())
     errors = {}
     for name, value in terms(positions).items():
-        relative = (value.double() - exact[name]).abs() / scale[name].clamp(min=1.0)
+        relative = (value.double() - exact[name]).abs() / scale[name].clamp(min=SINGLE_FLOOR)
         errors[name] = float(relative[plausible].max())
     return errors
