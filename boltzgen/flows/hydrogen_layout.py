@@ -131,7 +131,7 @@ class HydrogenLayout(nn.Module):
         rows, columns = torch.tril_indices(self.width, self.width, -1)
         numbers = torch.tensor(from_flat, dtype=torch.long)
         present = (numbers < self.n_stiff).reshape(len(self.groups), self.width, 1).to(torch.get_default_dtype())
-        row_sum = torch.nn.functional.one_hot(rows, self.width).T.to(present.dtype)
+        row_sum = (rows == torch.arange(self.width).unsqueeze(1)).to(present.dtype)
         self.register_buffer("_slots", slots, persistent=False)
         self.register_buffer("_from_flat", numbers, persistent=False)
         self.register_buffer("present", present, persistent=False)

@@ -116,6 +116,8 @@ class LocalHydrogens(nn.Module):
     def log_prob(self, torsions: Tensor, stiff: Tensor, heavy: Tensor, heat: Tensor | None = None) -> Tensor:
         """Log-density (B,) of torsions and stiff coordinates given heavy atoms."""
         layout = self.layout
+        if not layout.groups:  # the heavy atoms alone, where hydrogens are placed by a function of them
+            return heavy.new_zeros(heavy.shape[1])
         table = layout.table(heavy, torsions, stiff)
         log_q = heavy.new_full((heavy.shape[1],), -self.n_torsions * math.log(2 * math.pi))
         if self.n_torsions:
