@@ -7,6 +7,7 @@ alone. It differs from the marginal of the Boltzmann distribution by the integra
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -162,14 +163,16 @@ def placement_accuracy(generator: BoltzmannGenerator, heavy: Tensor) -> Placemen
     )
 
 
-def with_placed_hydrogens(generator: BoltzmannGenerator, ensemble: Ensemble) -> Ensemble:
+def with_placed_hydrogens(
+    generator: BoltzmannGenerator, ensemble: Ensemble, density: HydrogenFlow | None = None
+) -> Ensemble:
     """Samples of the Boltzmann distribution, reweighted to the target that fixed hydrogens have.
 
     Positions get the hydrogens that the generator places. Weights get the factor
     ``exp(-(U(h(x_C)) - U(x))/kT) q(x_H | x_C)`` with any normalised density q of the hydrogens: its mean over x_H given
     x_C is then exp(-U(h(x_C))/kT) over the marginal of x_C, so the populations of the result are those of the target.
-    Here q is the harmonic approximation, with turning methyls uniform. Equation 32 of the paper leaves q out; its
-    estimate then holds the volume that the hydrogens of the sample happen to fill.
+    The nearer q is to the conditional density in the ensemble, the less the weights vary. Equation 32 of the paper
+    leaves q out; its estimate then holds the volume that the hydrogens of the sample happen to fill.
 
     Parameters
     ----------
@@ -177,6 +180,8 @@ def with_placed_hydrogens(generator: BoltzmannGenerator, ensemble: Ensemble) -> 
         With ``hydrogens="network"`` or ``"minimized"``.
     ensemble : Ensemble
         With energies of the same potential, such as a reference run.
+    density : HydrogenFlow, optional
+        q; the harmonic approximation with turning methyls uniform if absent, which leaves few effective samples.
 
     References
     ----------
@@ -187,12 +192,12 @@ def with_placed_hydrogens(generator: BoltzmannGenerator, ensemble: Ensemble) -> 
         raise ValueError("the ensemble has no energies to compare with")
     device, dtype = generator.device, next(flow.parameters()).dtype
     config = flow.config
-    harmonic = HydrogenFlow(flow.chart, config.hydrogen_reach, **config.hydrogen_sizes())
-    harmonic = harmonic.to(device=device, dtype=torch.float64)
+    density = density or HydrogenFlow(flow.chart, config.hydrogen_reach, **config.hydrogen_sizes())
+    density = copy.deepcopy(density).to(device=device, dtype=torch.float64)
     before = torch.as_tensor(ensemble.positions, device=device).split(BATCH)
     with torch.no_grad():
         after = [flow.projected(part.to(dtype)) for part in before]
-        log_q = torch.cat([harmonic.log_prob(part.double()) for part in before]).cpu().numpy()
+        log_q = torch.cat([density.log_prob(part.double()) for part in before]).cpu().numpy()
     positions = torch.cat(after).cpu().numpy()
     energies = generator.energies(positions)
     change = np.where(np.isnan(energies), np.inf, energies - ensemble.energies) / generator.kT - log_q

@@ -220,7 +220,8 @@ def _setup(molecule: Molecule | None, ensemble: Ensemble) -> str:
         return '<p class="note">The target is a bare energy function: there is no molecule.</p>'
     from boltzgen.report.figures import structure
 
-    return f'<div class="figures"><pre>{escape(molecule.report())}</pre>{structure(ensemble)}</div>'
+    target = f'<p class="note">Target of the weights: {escape(ensemble.target)}.</p>' if ensemble.target else ""
+    return f'{target}<div class="figures"><pre>{escape(molecule.report())}</pre>{structure(ensemble)}</div>'
 
 
 def _stages(history: History | None, temperature_unit: str) -> str:
