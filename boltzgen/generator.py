@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from openmm import unit
 from torch import Tensor, nn
 
 from boltzgen.coordinates.chart import CoordinateChart
@@ -121,13 +122,16 @@ class BoltzmannGenerator:
         StructureError
             If the molecule has no internal coordinates to generate, or no heavy atoms to place hydrogens by.
         ValueError
-            If `coordinates` or `hydrogens` is unknown; names the nearest known one.
+            If `coordinates` or `hydrogens` is unknown; names the nearest known one. If a temperature range is given
+            that leaves out the molecule's temperature, or for other kinds than "internal" and "flow".
         """
         from boltzgen.coordinates.chart import CoordinateChart
         from boltzgen.flows.assembly import cartesian_frame, check_kinds, molecular_flow
 
         check_kinds(coordinates, hydrogens)
         config = config or GeneratorConfig()
+        if config.temperature_range is not None:
+            _check_temperature_range(config.temperature_range, molecule, coordinates, hydrogens)
         if potential is None:
             from boltzgen.energy import potential as choose_potential
 
@@ -197,37 +201,75 @@ class BoltzmannGenerator:
         """
         return positions if self.alignment is None else draw_rigid_motions(self.alignment, positions, self.rng)
 
-    def sample_and_log_prob(self, n_samples: int) -> tuple[Tensor, Tensor]:
-        """Positions (B, N, 3) in nm and their exact log-density (B,), without gradient."""
+    def heat(self, temperature: unit.Quantity | float) -> float:
+        """Temperature (kelvin where it has no unit) over the molecule's, of a generator with a temperature range.
+
+        Raises
+        ------
+        ValueError
+            If this generator has one temperature only, or the temperature lies outside its range.
+        """
+        bounds = self.flow.config.temperature_range if isinstance(self.flow, MolecularFlow) else None
+        if bounds is None or self.molecule is None:
+            raise ValueError(
+                "this generator has one temperature: build it with GeneratorConfig(temperature_range=(300, 1200))"
+            )
+        kelvin = temperature.value_in_unit(unit.kelvin) if isinstance(temperature, unit.Quantity) else temperature
+        if not bounds[0] <= kelvin <= bounds[1]:
+            raise ValueError(f"{kelvin:g} K lies outside the temperature range {bounds[0]:g} to {bounds[1]:g} K")
+        return float(kelvin / self.molecule.temperature.value_in_unit(unit.kelvin))
+
+    def _at(self, temperature: unit.Quantity | float | None) -> dict[str, float]:
+        """Options of the flow for a temperature; none if there is none."""
+        return {} if temperature is None else {"heat": self.heat(temperature)}
+
+    def sample_and_log_prob(
+        self, n_samples: int, temperature: unit.Quantity | float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Positions (B, N, 3) in nm and their exact log-density (B,), without gradient.
+
+        Parameters
+        ----------
+        temperature : Quantity or float (K), optional
+            Within the temperature range of a generator that has one; the molecule's if absent. See `heat`.
+        """
+        options = self._at(temperature)
         with torch.no_grad():
             parts = [
-                self.flow.sample_and_log_prob(min(SAMPLE_BATCH, n_samples - start), self.rng)
+                self.flow.sample_and_log_prob(min(SAMPLE_BATCH, n_samples - start), self.rng, **options)
                 for start in range(0, n_samples, SAMPLE_BATCH)
             ]
         return torch.cat([x for x, _ in parts]), torch.cat([log_q for _, log_q in parts])
 
-    def log_prob(self, positions: Tensor) -> Tensor:
+    def log_prob(self, positions: Tensor, temperature: unit.Quantity | float | None = None) -> Tensor:
         """Exact log-density (B,) of positions (B, N, 3) in nm; -inf outside the domain of the generator."""
-        log_q: Tensor = self.flow.log_prob(positions)
+        log_q: Tensor = self.flow.log_prob(positions, **self._at(temperature))
         return log_q
 
-    def sample(self, n_samples: int) -> Ensemble:
+    def sample(self, n_samples: int, temperature: unit.Quantity | float | None = None) -> Ensemble:
         """Independent weighted samples.
 
         Energies are evaluated in float64 at the very positions that are returned.
-        """
-        positions, log_q = self.sample_and_log_prob(n_samples)
-        return self.weigh(positions, log_q)
 
-    def weigh(self, positions: Tensor, log_q: Tensor) -> Ensemble:
+        Parameters
+        ----------
+        temperature : Quantity or float (K), optional
+            Within the temperature range of a generator that has one: samples and weights are those of this temperature.
+        """
+        positions, log_q = self.sample_and_log_prob(n_samples, temperature)
+        return self.weigh(positions, log_q, None if temperature is None else self.kT * self.heat(temperature))
+
+    def weigh(self, positions: Tensor, log_q: Tensor, kT: float | None = None) -> Ensemble:
         """Ensemble of generated positions with their exact log-weights ``-U/kT - penalty - log q``.
 
-        With an alignment penalty these are the weights of the penalised target; the ensemble's ``unbiased()`` has those
-        of the Boltzmann distribution, which free energies and pictures use.
+        The target is that of kT (kJ/mol; the generator's if absent). With an alignment penalty these are the weights of
+        the penalised target; the ensemble's ``unbiased()`` has those of the Boltzmann distribution, which free energies
+        and pictures use.
 
         An infinite energy is a weight of zero and counts in n; a lost evaluation is left out and counted; an undefined
         energy or density is left out, counted, and makes the verdict "do not use".
         """
+        kT = self.kT if kT is None else kT
         before = self.potential.counts.lost
         with torch.no_grad():
             energies = self.potential(positions.double())
@@ -240,7 +282,7 @@ class BoltzmannGenerator:
             raise PotentialError("every sample has an infinite energy: the generator is untrained or has diverged")
         energies, log_q, positions = energies[keep], log_q[keep], positions[keep]
         array = lambda tensor: tensor.detach().cpu().numpy()
-        log_weights, log_rigid = -energies / self.kT - log_q.double(), None
+        log_weights, log_rigid = -energies / kT - log_q.double(), None
         if self.alignment is not None:
             log_weights = log_weights - self.alignment(positions.double())
             log_rigid = array(log_rigid_integral(self.alignment, positions))
@@ -249,7 +291,7 @@ class BoltzmannGenerator:
             log_weights=np.asarray(array(log_weights)),
             log_rigid_integral=log_rigid,
             target=self._other_target(),
-            kT=self.kT,
+            kT=kT,
             energies=array(energies),
             log_q=array(log_q.double()),
             molecule=self.molecule,
@@ -320,3 +362,11 @@ class BoltzmannGenerator:
         other = self._other_target()
         note = f", target: {other}" if other else ""
         return f"<BoltzmannGenerator of {target}: {n_parameters:,} parameters on {self.device}{note}>"
+
+
+def _check_temperature_range(bounds: tuple[float, float], molecule: Molecule, coordinates: str, hydrogens: str) -> None:
+    kelvin = molecule.temperature.value_in_unit(unit.kelvin)
+    if (coordinates, hydrogens) != ("internal", "flow"):
+        raise ValueError("a temperature range needs coordinates='internal' and hydrogens='flow'")
+    if not bounds[0] <= kelvin <= bounds[1]:
+        raise ValueError(f"temperature_range={bounds} leaves out the temperature of the molecule, {kelvin:g} K")

@@ -163,6 +163,9 @@ class Training:
         self.average = [p.detach().clone() for p in generator.flow.parameters()]
         self._recent: deque[tuple[Tensor, dict[str, Tensor]]] = deque(maxlen=MONITOR_BATCHES)
         self.skipped = 0
+        self._hottest = _hottest(generator)
+        if self._hottest is not None and self._loss_modules():
+            raise ValueError("a loss that learns log Z needs one temperature: train without a temperature range")
 
     @property
     def n_steps(self) -> int:
@@ -207,15 +210,17 @@ class Training:
 
     def _one_step(self, stage: Stage, within: int) -> float:
         loss_kind = self.losses[stage.loss]
-        kT = self.generator.kT * stage.heat(within)
+        heat = self._heat(stage, within)
+        kT = self.generator.kT * heat
+        options = {"heat": heat} if self._hottest is not None else {}
         for group in self.optimizer.param_groups:
             group["lr"] = stage.learning_rate(within) * group.get("rate", 1.0)
         if loss_kind.detached:
-            positions, log_q, reduced = self._detached_batch(kT)
+            positions, log_q, reduced = self._detached_batch(kT, options)
         else:
-            positions, log_q = self.generator.flow.sample_and_log_prob(self.batch_size, self.generator.rng)
+            positions, log_q = self.generator.flow.sample_and_log_prob(self.batch_size, self.generator.rng, **options)
             if loss_kind.samples == "path":
-                log_q = path_log_prob(log_q, self.generator.flow.log_prob(positions.detach()))
+                log_q = path_log_prob(log_q, self.generator.flow.log_prob(positions.detach(), **options))
             reduced = self.generator.reduced_energy(positions, kT)
         valid = torch.isfinite(reduced) & torch.isfinite(log_q)
         if not bool(valid.all()):
@@ -225,7 +230,8 @@ class Training:
                 f"step {self.step}: only {len(reduced)} of {self.batch_size} samples have a finite energy; "
                 "start from a structure without clashes, or hotter"
             )
-        self._remember(positions.detach()[valid], -reduced.detach() - log_q.detach())
+        if heat == stage.heat(within):
+            self._remember(positions.detach()[valid], -reduced.detach() - log_q.detach())
         log_p = -soft_cap(reduced)
         if loss_kind.observable and self.observable is not None:
             log_p = log_p + self.observable(positions.detach()[valid]).abs().log()
@@ -241,12 +247,24 @@ class Training:
             log.warning("step %d skipped: the gradient is not finite (%d so far)", self.step, self.skipped)
         return float(loss.detach())
 
-    def _detached_batch(self, kT: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _heat(self, stage: Stage, within: int) -> float:
+        """Temperature of a step over the target's: the stage's.
+
+        A generator with a temperature range takes every second step at a temperature drawn between the stage's and the
+        highest, uniform in its logarithm: one temperature a step, for the losses compare samples of one log Z.
+        """
+        heat = stage.heat(within)
+        if self._hottest is None or self.step % 2 == 0 or heat >= self._hottest:
+            return heat
+        share = float(torch.rand((), generator=self.generator.rng, device=self.generator.device))
+        return float(heat * (self._hottest / heat) ** share)
+
+    def _detached_batch(self, kT: float, options: dict[str, float]) -> tuple[Tensor, Tensor, Tensor]:
         """Samples without gradient, log q at these fixed samples with gradient, and their reduced energies."""
         with torch.no_grad():
-            positions, _ = self.generator.flow.sample_and_log_prob(self.batch_size, self.generator.rng)
+            positions, _ = self.generator.flow.sample_and_log_prob(self.batch_size, self.generator.rng, **options)
             reduced = self.generator.reduced_energy(positions, kT)
-        return positions, self.generator.flow.log_prob(positions), reduced
+        return positions, self.generator.flow.log_prob(positions, **options), reduced
 
     def _update_average(self) -> None:
         decay = min(AVERAGING, (1 + self.step) / (10 + self.step))
@@ -406,6 +424,12 @@ def annealing_stages(heat: float, n_steps: int) -> list[Stage]:
 def refinement_stage(n_steps: int, loss: str = "l2+") -> Stage:
     """Refinement at the target temperature with a falling learning rate."""
     return Stage("refinement", loss, n_steps, learning_rate_end=1e-5)
+
+
+def _hottest(generator: BoltzmannGenerator) -> float | None:
+    """Highest temperature of a generator with a temperature range, over the target's."""
+    bounds = getattr(getattr(generator.flow, "config", None), "temperature_range", None)
+    return None if bounds is None else generator.heat(bounds[1])
 
 
 def _predicate(basin: str | Callable[[Tensor], Tensor], molecule: Molecule | None) -> Callable[[Tensor], Tensor]:
