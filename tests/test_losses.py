@@ -202,10 +202,10 @@ def gradients_of_batches(objective, n_batches, n, seed=0):
 @pytest.mark.parametrize(("objective", "factor"), [(vargrad, 2.0), (log_variance, 1.0)])
 def test_variance_of_two_samples_has_twice_the_expected_gradient_of_reverse_kl(objective, factor):
     """The identity holds for every batch size where the variance is unbiased; dividing by n = 2 halves it."""
-    gradients = gradients_of_batches(objective, 4000, 2)
+    gradients = gradients_of_batches(objective, 2000, 2)
     error = gradients.std(0) / math.sqrt(len(gradients))
     assert bool(((gradients.mean(0) - factor * KL_X).abs() < 4 * error).all())
-    assert bool((error < 0.2 * KL_X.abs()).all())  # tight enough to tell a factor of two
+    assert bool((error < 0.25 * KL_X.abs()).all())  # tight enough to tell a factor of two
 
 
 def test_log_variance_on_policy_has_twice_the_gradient_of_reverse_kl():
@@ -438,3 +438,16 @@ def test_a_loss_that_lowers_density_drops_the_minor_mode(pretrained_well, name):
 @pytest.mark.parametrize("name", ["l2+", "weighted-forward-kl"])
 def test_a_loss_that_only_raises_density_keeps_the_minor_mode(pretrained_well, name):
     assert 0.4 < refined_share(pretrained_well, name) < 1.6
+
+
+@pytest.mark.parametrize("name", DATA_FREE)
+def test_finetune_takes_every_data_free_loss_for_a_molecule(generator, name):
+    started = BoltzmannGenerator(copy.deepcopy(generator.flow), generator.potential, molecule=generator.molecule)
+    observable = {"observable": square_of_first} if LOSSES[name].observable else {}
+    records = []
+    options = {"batch_size": 64, "record_every": 1, "on_record": lambda record, training: records.append(record)}
+    finetune(started, loss=name, budget=128, **options, **observable)
+    assert all(math.isfinite(record["loss"]) for record in records)
+    moved = [not torch.equal(a, b) for a, b in zip(generator.flow.parameters(), started.flow.parameters(), strict=True)]
+    assert any(moved)
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in started.flow.parameters())
