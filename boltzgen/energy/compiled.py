@@ -17,9 +17,9 @@ from boltzgen.energy.capping import CappedPotential
 from boltzgen.energy.compilation import COMPILE_AFTER, Evaluator, compile_program
 from boltzgen.energy.explanation import Explanation, atom_name, one_configuration, worst_contributions
 from boltzgen.energy.program import TermProgram
-from boltzgen.energy.read import read_system
+from boltzgen.energy.read import read_system, system_of
 from boltzgen.energy.tables import TermTables, merge
-from boltzgen.energy.verify import SINGLE_TOLERANCE, Agreement, single_precision_error, verify_terms
+from boltzgen.energy.verify import SINGLE_TOLERANCE, Agreement, perturbed_frames, single_precision_error, verify_terms
 from boltzgen.errors import PotentialError
 
 __all__ = ["CompiledPotential"]
@@ -79,7 +79,9 @@ class CompiledPotential(BatchedPotential):
             raise PotentialError(f"compile must be True, False or 'auto', not {compile!r}")
         if dtype not in (None, torch.float32, torch.float64):
             raise PotentialError(f"dtype must be float32 or float64, not {dtype}")
-        system = getattr(molecule, "system", molecule)
+        if chunk is not None and chunk < 1:
+            raise PotentialError(f"chunk must be at least 1, not {chunk}")
+        system = system_of(molecule)
         positions = getattr(molecule, "positions", None) if positions is None else positions
         if verify and positions is None:
             raise PotentialError("positions are needed to verify the energy; give positions=, or verify=False")
@@ -103,6 +105,7 @@ class CompiledPotential(BatchedPotential):
         self._elements = max(3 * differences, 2 * square, 1)
         self._work = 3 * differences + 6 * square
         self._chunk = chunk
+        self._frames = None if positions is None else torch.from_numpy(perturbed_frames(positions, 16))
         if verify:
             self._verify(system, positions)
 
@@ -148,7 +151,9 @@ class CompiledPotential(BatchedPotential):
         program = self.program(device, dtype)
         if not self.worth_compiling(self._asked[forces] + planned):
             return lambda x: program(x, forces)
-        evaluator, self.compile_reason = compile_program(program, self.n_atoms, self.chunk_size(device) // 2, forces)
+        evaluator, self.compile_reason = compile_program(
+            program, self.n_atoms, self.chunk_size(device) // 2, forces, self._frames
+        )
         self._evaluators[key] = evaluator
         return evaluator
 
@@ -212,7 +217,8 @@ class CompiledPotential(BatchedPotential):
         """Energy per force of the System, {name: (B,) tensor in kJ/mol}; eager, raw."""
         self._check(positions)
         self.counts.add(energy=len(positions))
-        return self._raw_terms(positions.detach())
+        x = positions.detach().to(self.dtype or positions.dtype)
+        return {name: value.to(positions.dtype) for name, value in self._raw_terms(x).items()}
 
     def report(self) -> str:
         """What was compiled, how well it agrees with OpenMM, and the counts."""
@@ -220,12 +226,16 @@ class CompiledPotential(BatchedPotential):
         lines = [f"Compiled potential: {self.n_atoms} atoms; {kinds}"]
         if self.agreement is not None:
             lines.append(self.agreement.report())
-        mode = "torch.compile" if self._evaluators else "eager"
+        mode = "torch.compile" if self._evaluators and not self.compile_reason else "eager"
         lines.append(f"Evaluation: {mode}" + (f" ({self.compile_reason})" if self.compile_reason else ""))
         if self.precision_reason:
             lines.append(f"Always in float64: {self.precision_reason}")
         lines.append(f"Counts: {self.counts}")
         return "\n".join(lines)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What torch.compile made cannot be pickled; it is made again, or found in its cache.
+        return {**self.__dict__, "_evaluators": {}}
 
     def _evaluate(self, positions: Tensor, forces: bool) -> RawEvaluation:
         device = self.device or positions.device
@@ -257,7 +267,8 @@ class CompiledPotential(BatchedPotential):
         return self._by_term(positions, lambda program, x: program.absolute(x))
 
     def _by_term(self, positions: Tensor, value: Callable[[TermProgram, Tensor], Tensor]) -> dict[str, Tensor]:
-        device, dtype = self.device or positions.device, self.dtype or positions.dtype
+        # In the precision of the positions, whatever `dtype` says: verification needs float64.
+        device, dtype = self.device or positions.device, positions.dtype
         result: dict[str, Tensor] = {}
         with torch.no_grad():
             for name, tables in self._tables.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from boltzgen.energy.compiled import CompiledPotential
 from boltzgen.energy.contexts import ContextEvaluator, ContextFactory, ContextSettings, choose_platform
 from boltzgen.energy.explanation import Explanation, atom_name, one_configuration, worst_contributions
 from boltzgen.energy.program import TermProgram
-from boltzgen.energy.read import force_names, read_system
+from boltzgen.energy.read import force_names, read_system, system_of
 from boltzgen.energy.simplification import lattice_frames, simplification, without_unused_maps
 from boltzgen.energy.tables import merge
 from boltzgen.energy.verify import perturbed_frames
@@ -98,9 +99,10 @@ class OpenMMPotential(BatchedPotential):
             raise PotentialError(f"worker_kind must be 'process' or 'thread', not {worker_kind!r}")
         if workers < 0 or threads < 1 or not timeout > 0:
             raise PotentialError("workers must be at least 0, threads at least 1 and the timeout above 0 s")
-        system = getattr(molecule, "system", molecule)
+        system = system_of(molecule)
         positions = getattr(molecule, "positions", None) if positions is None else positions
         super().__init__(system.getNumParticles())
+        self._positions = positions
         self._topology = getattr(molecule, "topology", None)
         self.fallback_reason = ""  # why the System could not be compiled, if that was tried first
         self.simplification = simplification(system, positions) if simplify else None
@@ -156,9 +158,10 @@ class OpenMMPotential(BatchedPotential):
         Raises
         ------
         PotentialError
-            The System has a force that cannot be compiled, or the threshold does not fit.
+            The System has a force that cannot be compiled, or differs when compiled, or the threshold does not fit.
         """
-        return CompiledPotential(self._by_term, verify=False).capped(max_gradient)
+        molecule = SimpleNamespace(system=self._by_term, positions=self._positions, topology=self._topology)
+        return CompiledPotential(molecule, verify=self._positions is not None).capped(max_gradient)
 
     def report(self) -> str:
         """Platform with its timings, workers, what was simplified, and counts."""

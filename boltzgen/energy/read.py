@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import openmm
@@ -13,7 +14,7 @@ from boltzgen.energy.read_custom import COULOMB, CUSTOM_READERS, exclusion_matri
 from boltzgen.energy.tables import MAX_PERIODICITY, Floats, TermTables, cosine_polynomial
 from boltzgen.errors import PotentialError
 
-__all__ = ["force_names", "read_system"]
+__all__ = ["force_names", "read_system", "system_of"]
 
 _KJ, _NM, _RAD, _E = unit.kilojoule_per_mole, unit.nanometer, unit.radian, unit.elementary_charge
 
@@ -28,6 +29,22 @@ _IMPROPER = {
     "k*min(dtheta,2*pi-dtheta)^2;dtheta=abs(theta-theta0);pi=3.1415926535",
 }
 _IGNORED = {"CMMotionRemover"}
+
+
+def system_of(molecule: Any) -> openmm.System:
+    """The System of a molecule, or the System itself.
+
+    Raises
+    ------
+    PotentialError
+        It is neither.
+    """
+    system = getattr(molecule, "system", molecule)
+    if not isinstance(system, openmm.System):
+        raise PotentialError(
+            f"a potential is made of a Molecule or an openmm.System, not of a {type(molecule).__name__}"
+        )
+    return system
 
 
 def force_names(system: openmm.System) -> list[str]:

@@ -73,7 +73,13 @@ def perturbed_frames(positions: Any, n_frames: int, seed: int = 0) -> NDArray[np
 def _as_array(positions: Any) -> NDArray[np.float64]:
     if unit.is_quantity(positions):
         positions = positions.value_in_unit(unit.nanometer)
-    return np.array([[float(c) for c in row] for row in positions], dtype=np.float64)
+    try:
+        base = np.array([[float(c) for c in row] for row in positions], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise PotentialError("positions= takes one structure, (N, 3) in nm or a Quantity") from error
+    if base.ndim != 2 or base.shape[1:] != (3,) or not np.isfinite(base).all():
+        raise PotentialError(f"positions= takes one finite structure, (N, 3) in nm or a Quantity, not {base.shape}")
+    return base
 
 
 def reference_terms(
@@ -112,6 +118,10 @@ def verify_terms(
         A term differs by more than 1e-6 kJ/mol, or a force by more than 1e-5 of the largest.
     """
     frames = perturbed_frames(structure, n_frames)
+    if frames.shape[1] != system.getNumParticles():
+        raise PotentialError(
+            f"the System has {system.getNumParticles()} particles, but positions are given for {frames.shape[1]}"
+        )
     expected, expected_forces = reference_terms(system, frames)
     positions = torch.from_numpy(frames)
     found = {name: value.numpy() for name, value in terms(positions).items()}
@@ -122,7 +132,7 @@ def verify_terms(
         largest[name] = float(difference[moderate].max(initial=0.0))
         if not np.all(difference <= ENERGY_TOLERANCE + ROUNDING * np.abs(reference)):
             raise PotentialError(
-                f"{name} as compiled differs from OpenMM by {np.nanmax(difference):.3g} kJ/mol; use OpenMMPotential"
+                f"{name} as compiled differs from OpenMM by {np.max(difference):.3g} kJ/mol; use OpenMMPotential"
             )
     scale = np.abs(expected_forces).max(axis=(1, 2), keepdims=True)
     gradient = float((np.abs(forces(positions).numpy() - expected_forces) / np.maximum(scale, 1e-3)).max())
