@@ -1,6 +1,6 @@
 """Speed of the flow: against stacks in the designs of normflows and bgflow, against zuko's splines, and with the chain.
 
-    make bench-flow                (ten minutes on two cores; or: python benchmarks/flow.py [--threads 1])
+    make bench-flow                (some minutes on two cores; or: python benchmarks/flow.py [--threads 1])
     python benchmarks/flow.py --quick      (a minute: nothing is written)
 
 Prints its tables and writes them to benchmarks/results/flow.md and flow.json. What is compared takes turns in one
@@ -36,17 +36,17 @@ from boltzgen.molecule import Molecule
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-BATCH = 768
+BATCHES = {"alanine_dipeptide": 768, "chignolin": 256}
+ROUNDS = 3
 CHAINS = (1, 3, 7, 15)  # alanines: 10, 20, 40 and 80 heavy atoms
 
 
 def build(molecule: Molecule) -> BoltzmannGenerator:
-    """Untrained, with weights roughened so that no bin is like its neighbour."""
-    generator = BoltzmannGenerator.for_molecule(molecule, CompiledPotential(molecule, compile=False))
-    return generator
+    return BoltzmannGenerator.for_molecule(molecule, CompiledPotential(molecule, compile=False))
 
 
 def roughen(flow: nn.Module) -> nn.Module:
+    """The flow with random weights, so that no bin is like its neighbour."""
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in flow.parameters():
@@ -82,7 +82,7 @@ def size(flow: nn.Module) -> int:
     return sum(parameter.numel() for parameter in flow.parameters())
 
 
-def peers(names: list[str], seconds: float, batch: int) -> Table:
+def peers(names: list[str], seconds: float) -> Table:
     """Ours against stacks of as many layers, as wide, with as many bins."""
     table = Table(
         "A training step against stacks of the same size",
@@ -105,17 +105,19 @@ def peers(names: list[str], seconds: float, batch: int) -> Table:
             roughen(flow)
         for flow in list(flows.values())[1:]:
             check(flow)
+        batch = BATCHES[Path(name).stem]
         calls = [(call, batch) for flow in flows.values() for call in calls_of(flow, batch)]
-        times = np.array(interleaved(calls, seconds)).reshape(len(flows), 3)
+        times = np.array(interleaved(calls, seconds, ROUNDS)).reshape(len(flows), 3)
         for (label, flow), row in zip(flows.items(), times, strict=True):
             table.rows.append([Path(name).stem, label, size(flow), *map(float, row), float(row[2] / times[0, 2])])
         table.notes.append(
-            f"{Path(name).stem}: {layers} layers of width {heavy['stiff_hidden']}, {heavy['n_bins']} bins; ours has "
+            f"{Path(name).stem}, batches of {batch}: {layers} layers of width {heavy['stiff_hidden']}, "
+            f"{heavy['n_bins']} bins; ours has "
             f"{heavy['torsion_layers']} of width {heavy['torsion_hidden']} and {heavy['stiff_layers']} of width "
             f"{heavy['stiff_hidden']} on heavy atoms, then local groups of hydrogens"
         )
     table.notes += [
-        f"microseconds a sample, batches of {batch}; a step samples without gradient, then takes the density with its "
+        "microseconds a sample; a step samples without gradient, then takes the density with its "
         "gradient and updates the weights; energies are left out; all use the same map between internal and Cartesian "
         "coordinates",
         "the stacks of others are restated from their published designs in benchmarks/stacks.py, not their own code",
@@ -163,7 +165,7 @@ def zuko_splines() -> Iterator[None]:
         yield
 
 
-def zuko(names: list[str], seconds: float, batch: int) -> Table:
+def zuko(names: list[str], seconds: float) -> Table:
     """End to end: the same flow, the splines exchanged."""
     table = Table("Splines of zuko in our flow", ("molecule", "ours, us a step", "with zuko's, us a step", "ratio"))
     table.notes.append("zuko is used if a step is at most 1.3 times as long with it; larger: our own splines")
@@ -175,13 +177,14 @@ def zuko(names: list[str], seconds: float, batch: int) -> Table:
     table.notes.append(f"zuko {package.__version__ if hasattr(package, '__version__') else ''}".strip())
     for name in names:
         flow = roughen(build(Molecule.from_pdb(ROOT / name)).flow)
+        batch = BATCHES[Path(name).stem]
         step = calls_of(flow, batch)[2]
 
         def with_zuko(step: Callable[[], None] = step) -> None:
             with zuko_splines():
                 step()
 
-        ours, theirs = interleaved([(step, batch), (with_zuko, batch)], seconds)
+        ours, theirs = interleaved([(step, batch), (with_zuko, batch)], seconds, ROUNDS)
         table.rows.append([Path(name).stem, ours, theirs, theirs / ours])
     return table
 
@@ -259,7 +262,7 @@ def growth(chains: tuple[int, ...], seconds: float, batch: int) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         flows = [roughen(build(chain(n, Path(folder))).flow) for n in chains]
     calls = [(call, batch) for flow in flows for call in calls_of(flow, batch)]
-    times = np.array(interleaved(calls, seconds)).reshape(len(flows), 3)
+    times = np.array(interleaved(calls, seconds, ROUNDS)).reshape(len(flows), 3)
     for flow, row in zip(flows, times, strict=True):
         n_heavy = flow.internal.zmatrix.n_heavy
         rows.append([n_heavy, size(flow), *map(float, row), kept_bytes(flow) / 1000])
@@ -283,19 +286,23 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     names = ["systems/alanine_dipeptide.pdb", "tests/data/chignolin.pdb"]
-    seconds, batch, chains = (5.0, BATCH, CHAINS) if not options.quick else (0.5, 128, CHAINS[:2])
+    seconds, chains = (3.0, CHAINS) if not options.quick else (0.5, CHAINS[:2])
     names = names[:1] if options.quick else names
     tables = []
     for table in (
-        lambda: peers(names, seconds, batch),
-        lambda: zuko(names, seconds, batch),
-        lambda: growth(chains, seconds, 256 if not options.quick else 64),
+        lambda: peers(names, seconds),
+        lambda: zuko(names, seconds),
+        lambda: growth(chains, seconds, 128),
     ):
         tables.append(table())
         print(tables[-1].markdown(), flush=True)
-    if options.quick:
-        return
-    where = f"torch {torch.__version__}, {options.threads} threads, {platform.machine()}, {os.cpu_count()} cores"
+        if not options.quick:
+            write(tables, options.threads)
+
+
+def write(tables: list[Table], threads: int) -> None:
+    """What has been measured so far."""
+    where = f"torch {torch.__version__}, {threads} threads, {platform.machine()}, {os.cpu_count()} cores"
     text = f"# Speed of the flow\n\n{where}\n\n" + "\n".join(table.markdown() for table in tables)
     (RESULTS / "flow.md").write_text(text)
     content = {"where": where, "tables": [table.as_dict() for table in tables]}

@@ -115,23 +115,27 @@ class LocalHydrogens(nn.Module):
 
     def log_prob(self, torsions: Tensor, stiff: Tensor, heavy: Tensor, heat: Tensor | None = None) -> Tensor:
         """Log-density (B,) of torsions and stiff coordinates given heavy atoms."""
+        _, z, log_det = self.inverse(torsions, stiff, heavy)
+        return log_normal(z, heat) - self.n_torsions * math.log(2 * math.pi) + log_det
+
+    def inverse(self, torsions: Tensor, stiff: Tensor, heavy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Base variables, and log |det| (B,) of this direction: all groups at once, for what each sees is known."""
         layout = self.layout
-        if not layout.groups:  # the heavy atoms alone, where hydrogens are placed by a function of them
-            return heavy.new_zeros(heavy.shape[1])
         table = layout.table(heavy, torsions, stiff)
-        log_q = heavy.new_full((heavy.shape[1],), -self.n_torsions * math.log(2 * math.pi))
+        base, log_det = torsions, -layout.log_factor()
         if self.n_torsions:
             parameters = self.torsion_network(table[layout.torsion_inputs])
-            _, log_derivative = circular_spline_inverse(torsions[layout.torsions], parameters)
-            log_q = log_q + log_derivative.sum(0)
+            turned, log_derivative = circular_spline_inverse(torsions[layout.torsions], parameters)
+            base = torsions.index_copy(0, layout.torsions, turned)
+            log_det = log_det + log_derivative.sum(0)
         seen = table[layout.inputs]
         hidden, mean, log_scale, below = self._conditioned(seen)
         values = layout.padded(stiff) - torch.bmm(layout.regression, seen)
         values = torch.linalg.solve_triangular(layout.factor, values, upper=False)
         deviation = values - mean
-        base = log_scale.exp() * deviation + layout.row_sum @ (below * deviation[:, layout.columns])
-        z, log_det = self._couple(base, hidden, inverse=True)
-        return log_q + log_normal(layout.flat(z), heat) + log_scale.sum((0, 1)) + log_det - layout.log_factor()
+        values = log_scale.exp() * deviation + layout.row_sum @ (below * deviation[:, layout.columns])
+        z, change = self._couple(values, hidden, inverse=True)
+        return base, layout.flat(z), log_det + log_scale.sum((0, 1)) + change
 
     def _stiff_of(self, z: Tensor, seen: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
         """Stiff coordinates (n, width, B) of some groups from base variables, and log |det| without the factors."""
