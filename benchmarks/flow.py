@@ -89,6 +89,7 @@ def peers(names: list[str], seconds: float) -> Table:
         ("molecule", "flow", "parameters", "sample, us", "density and gradient, us", "step, us", "step over ours"),
     )
     for name in names:
+        print(f"{Path(name).stem} ...", flush=True)
         generator = build(Molecule.from_pdb(ROOT / name))
         config, chart = generator.flow.config, generator.coordinates
         n_torsions, n_stiff = (len(chart.indices(free, False)) for free in (True, False))
@@ -282,11 +283,12 @@ def main() -> None:
     """Print the tables and write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each timing, over all rounds")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     names = ["systems/alanine_dipeptide.pdb", "tests/data/chignolin.pdb"]
-    seconds, chains = (3.0, CHAINS) if not options.quick else (0.5, CHAINS[:2])
+    seconds, chains = (options.seconds, CHAINS) if not options.quick else (0.5, CHAINS[:2])
     names = names[:1] if options.quick else names
     tables = []
     for table in (
