@@ -119,7 +119,8 @@ def test_every_evaluation_is_counted(result):
     schedule = make_schedule(20_000, 300.0)
     hot = schedule.stages[0].n_steps * schedule.batch_size
     charted = 2 * (3 * 22 - 6)  # the gradients of the harmonic approximation
-    assert result["energy_evaluations"] == schedule.evaluations + charted + result["n_samples"]
+    compared = 3 * 2 * 16  # three methyl groups, before and after relabelling
+    assert result["energy_evaluations"] == schedule.evaluations + charted + compared + result["n_samples"]
     assert result["force_evaluations"] == hot + charted
 
 

@@ -72,6 +72,8 @@ def potential(
         raise PotentialError(f"backend must be 'auto', 'compiled' or 'openmm', not {backend!r}")
     if options:
         raise PotentialError(f"name a backend to pass it options ({', '.join(options)})")
+    if positions is None and getattr(molecule, "positions", None) is None:
+        raise PotentialError("positions are needed to verify the energy of a System; give positions=")
     try:
         return CompiledPotential(molecule, positions=positions)
     except PotentialError as error:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from boltzgen.errors import PotentialError
 
+if TYPE_CHECKING:
+    from boltzgen.energy.explanation import Explanation
+
 __all__ = ["BatchedPotential", "EvaluationCounts", "Potential", "RawEvaluation", "Status"]
 
 # Atoms closer than this count as coincident: an infinite energy rather than an undefined one.
 COINCIDENT_NM = 1e-6
+# kJ/mol; opposite charges without a repulsive wall have no lowest energy: below this, atoms may coincide.
+COLLAPSED = -1e6
 
 
 class Status(IntEnum):
@@ -76,6 +81,8 @@ class Potential(Protocol):
     def energy_and_forces(self, positions: Tensor) -> tuple[Tensor, Tensor]: ...
     def terms(self, positions: Tensor) -> dict[str, Tensor]: ...
     def status(self, positions: Tensor) -> Tensor: ...
+    def explain(self, positions: Any, n: int = 5) -> Explanation: ...
+    def capped(self, max_gradient: float) -> BatchedPotential: ...
     def report(self) -> str: ...
 
 
@@ -155,6 +162,38 @@ class BatchedPotential:
         """A few lines of plain text: what evaluates the energy, how well it was verified, what was counted."""
         raise NotImplementedError
 
+    def explain(self, positions: Any, n: int = 5) -> Explanation:
+        """Energy of one configuration, (N, 3) or (1, N, 3) in nm, by term; potentials of a System name the worst atoms.
+
+        Raises
+        ------
+        PotentialError
+            Not one configuration of this molecule.
+        """
+        from boltzgen.energy.explanation import Explanation, one_configuration
+
+        x = one_configuration(positions, self.n_atoms)
+        return Explanation(float(self(x)), {name: float(value) for name, value in self.terms(x).items()}, ())
+
+    def capped(self, max_gradient: float) -> BatchedPotential:
+        """The same energy with no term pulling an atom harder than `max_gradient` (kJ/mol/nm), for losses only.
+
+        Raises
+        ------
+        PotentialError
+            This potential has no terms of a force field; those of a System have.
+        """
+        raise PotentialError(f"{self.name} has no terms to cap one by one; potentials of an OpenMM System have")
+
+    def close(self) -> None:
+        """Free what is held outside of this process; the potential can still be used."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def _evaluate(self, positions: Tensor, forces: bool) -> RawEvaluation:
         raise NotImplementedError
 
@@ -180,7 +219,7 @@ class BatchedPotential:
             energy, force = raw.energy, raw.forces
             status = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
             self.counts.add(energy=len(positions), force=len(positions) if forces else 0)
-            if not bool(torch.isfinite(energy).all()):
+            if not bool((torch.isfinite(energy) & (energy > COLLAPSED)).all()):
                 energy, status = self._sort_out(positions, raw)
             # One sum tells whether any force is not finite, at a tenth of the cost of asking each.
             if force is not None and not (bool(torch.isfinite(force.sum())) and bool((status == Status.OK).all())):
@@ -194,9 +233,9 @@ class BatchedPotential:
         status = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
         finite_input = torch.isfinite(positions).flatten(1).all(1)
         lost = torch.zeros_like(finite_input) if raw.lost is None else raw.lost & finite_input
-        undefined = (torch.isnan(energy) | (energy == -torch.inf)) & finite_input & ~lost
-        if bool(undefined.any()):
-            rows = undefined.nonzero().squeeze(1)
+        suspect = (torch.isnan(energy) | (energy <= COLLAPSED)) & finite_input & ~lost
+        if bool(suspect.any()):
+            rows = suspect.nonzero().squeeze(1)
             again = self._evaluate_carefully(positions[rows])
             coincident = _smallest_distance(positions[rows]) < COINCIDENT_NM
             again = torch.where(coincident, torch.full_like(again, torch.inf), again)

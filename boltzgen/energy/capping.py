@@ -179,8 +179,8 @@ class _CappedTerms(nn.Module):
         """Energy of every term, {kind: (n, B) in kJ/mol}; generalized Born by atom."""
         bonded = self.program.bonded
         d = x.index_select(1, bonded.head) - x.index_select(1, bonded.tail)
-        n = bonded.n_dihedrals
-        stretch, u, v, *b = torch.split(d, [bonded.n_bonds, bonded.n_angles, bonded.n_angles, n, n, n], dim=1)
+        stretch, u, v, *vectors = torch.split(d, bonded.sizes, dim=1)
+        b = [torch.cat((vectors[k], vectors[k + 3]), dim=1) for k in range(3)]
         energies = {"bonds": self._bonds(stretch), "angles": self._angles(u, v), **self._dihedrals(*b)}
         lines = iter(self.custom_lines)
         for k, (part, stretches) in enumerate(zip(self._custom, self.stretches, strict=True)):

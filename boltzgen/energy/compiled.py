@@ -105,7 +105,7 @@ class CompiledPotential(BatchedPotential):
         self._elements = max(3 * differences, 2 * square, 1)
         self._work = 3 * differences + 6 * square
         self._chunk = chunk
-        self._frames = None if positions is None else torch.from_numpy(perturbed_frames(positions, 16))
+        self.frames = None if positions is None else torch.from_numpy(perturbed_frames(positions, 16))
         if verify:
             self._verify(system, positions)
 
@@ -152,7 +152,7 @@ class CompiledPotential(BatchedPotential):
         if not self.worth_compiling(self._asked[forces] + planned):
             return lambda x: program(x, forces)
         evaluator, self.compile_reason = compile_program(
-            program, self.n_atoms, self.chunk_size(device) // 2, forces, self._frames
+            program, self.n_atoms, self.chunk_size(device) // 2, forces, self.frames
         )
         self._evaluators[key] = evaluator
         return evaluator

@@ -183,12 +183,6 @@ class OpenMMPotential(BatchedPotential):
                 pool.close()
         self._pool = self._careful = self._term_evaluator = None
 
-    def __enter__(self) -> OpenMMPotential:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None, "_careful": None, "_term_evaluator": None}
 

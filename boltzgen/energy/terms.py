@@ -8,6 +8,7 @@ single sum per atom over all difference vectors then gives the gradient by atom,
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,15 +45,16 @@ class BondedTerms(nn.Module):
 
     def __init__(self, tables: TermTables) -> None:
         super().__init__()
-        cmap_first, cmap_second = tables.cmaps[:, :4], tables.cmaps[:, 4:]
-        dihedrals = np.concatenate((tables.torsions, tables.impropers, cmap_first, cmap_second))
+        dihedrals = np.concatenate((tables.torsions, tables.impropers))
+        map_dihedrals = np.concatenate((tables.cmaps[:, :4], tables.cmaps[:, 4:]))
         self.atoms = {kind: getattr(tables, kind) for kind in ("bonds", "angles", "torsions", "impropers", "cmaps")}
         self.n_bonds, self.n_angles = len(tables.bonds), len(tables.angles)
         self.n_torsions, self.n_impropers, self.n_cmaps = len(tables.torsions), len(tables.impropers), len(tables.cmaps)
         self.n_dihedrals = len(dihedrals)
+        self.sizes = [self.n_bonds, *[self.n_angles] * 2, *[self.n_dihedrals] * 3, *[2 * self.n_cmaps] * 3]
         # Difference vectors x[head] - x[tail], in the order in which the terms use them.
         ends = [tables.bonds, tables.angles[:, :2], tables.angles[:, [2, 1]]]
-        ends += [dihedrals[:, [k + 1, k]] for k in range(3)]
+        ends += [quadruples[:, [k + 1, k]] for quadruples in (dihedrals, map_dihedrals) for k in range(3)]
         head, tail = np.concatenate(ends).T
         self._keep("head", head)
         self._keep("tail", tail)
@@ -77,6 +79,13 @@ class BondedTerms(nn.Module):
         self._keep("cmap_table", np.concatenate(coefficients, axis=1) if coefficients else np.zeros((16, 0)))
         self._keep("cmap_size", sizes[tables.cmap_index][:, None])
         self._keep("cmap_start", starts[tables.cmap_index][:, None])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> BondedTerms:
+        """Maps stay in float64 when the module is converted: see `_map_energy`."""
+        table = self.cmap_table
+        super()._apply(fn, recurse)
+        self.cmap_table = table.to(self.cmap_table.device)
+        return self
 
     def forward(self, x: Tensor, gradient: bool) -> tuple[Tensor, list[Tensor]]:
         """Energy and its gradient by difference vector.
@@ -105,8 +114,9 @@ class BondedTerms(nn.Module):
 
     def _interactions(self, x: Tensor, gradient: bool) -> tuple[dict[str, Tensor], list[Tensor]]:
         # index_select is five times as fast as indexing with a tensor.
-        d = x.index_select(1, self.head) - x.index_select(1, self.tail)
-        split = torch.split(d, [self.n_bonds, *[self.n_angles] * 2, *[self.n_dihedrals] * 3], dim=1)
+        n = sum(self.sizes[:6])
+        d = x.index_select(1, self.head[:n]) - x.index_select(1, self.tail[:n])
+        split = torch.split(d, self.sizes[:6], dim=1)
         energies: dict[str, Tensor] = {}
         gradients: list[Tensor] = []
         for count, term, vectors in (
@@ -118,6 +128,12 @@ class BondedTerms(nn.Module):
                 parts, slopes = term(gradient, *vectors)
                 energies.update(parts)
                 gradients.extend(slopes)
+        if self.n_cmaps:
+            parts, slopes = self._map_energy(
+                gradient, x.index_select(1, self.head[n:]), x.index_select(1, self.tail[n:])
+            )
+            energies.update(parts)
+            gradients.extend(slopes)
         return energies, gradients
 
     def _bond_energy(self, gradient: bool, d: Tensor) -> _Part:
@@ -146,12 +162,17 @@ class BondedTerms(nn.Module):
         if self.n_impropers:
             energies["impropers"], slope = self._improper_energy(cosine[first:last], sine[first:last])
             slopes.append(slope)
-        if self.n_cmaps:
-            energies["cmaps"], slope = self.cmap_energy(cosine[last:], sine[last:], gradient)
-            slopes.append(slope)
         if not gradient:
             return energies, []
         return energies, list(dihedral_gradient(b1, b2, b3, m, n, length, torch.cat(slopes)))
+
+    def _map_energy(self, gradient: bool, head: Tensor, tail: Tensor) -> _Part:
+        """In float64 from the coordinates on: a map is steep, and the energy of a residue on it passes through zero."""
+        b1, b2, b3 = torch.chunk(head.double() - tail.double(), 3, dim=1)
+        cosine, sine, m, n, length = dihedral(b1, b2, b3)
+        energy, slope = self.cmap_energy(cosine, sine, gradient)
+        slopes = dihedral_gradient(b1, b2, b3, m, n, length, slope) if gradient else ()
+        return {"cmaps": energy.to(head.dtype)}, [part.to(head.dtype) for part in slopes]
 
     def torsion_energy(self, cosine: Tensor, sine: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
         """Energies of the torsions (n, B) and their slopes by dihedral."""

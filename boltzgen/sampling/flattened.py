@@ -18,8 +18,8 @@ from torch import Tensor
 from boltzgen.energy import CompiledPotential
 from boltzgen.energy.compilation import compile_program
 from boltzgen.energy.geometry import dihedral
-from boltzgen.energy.tables import Floats, TermTables
 from boltzgen.energy.program import TermProgram
+from boltzgen.energy.tables import Floats, TermTables
 from boltzgen.energy.terms import bicubic_coefficients
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
@@ -78,7 +78,9 @@ class BiasedEnergy:
         evaluator: LayoutForces = lambda x: program(x, True)
         if potential.worth_compiling(planned):
             batch = potential.chunk_size(device) // 2
-            evaluator, potential.compile_reason = compile_program(program, potential.n_atoms, batch, True)
+            evaluator, potential.compile_reason = compile_program(
+                program, potential.n_atoms, batch, True, potential.frames
+            )
         self.forces = counted(evaluator, potential, potential.chunk_size(device))
 
     def set_grid(self, grid: Floats) -> None:
