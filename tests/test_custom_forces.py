@@ -399,16 +399,24 @@ def test_spellings_of_compound_variables():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("pointdistance(x1,y1,z1,0.5,y2,z2)", "'pointdistance' must be names"),
-        ("pointdistance(x1,y2,z1,x2,y2,z2)", "pointdistance.*points other than particles"),
+        "pointdistance(x1,y2,z1,0.5,y2,z2+0.1)^2",
+        "cos(pointangle(x1,y1,z1,(x2+x3)/2,(y2+y3)/2,(z2+z3)/2,x3,0.7,z3))",
+        "2*cos(pointdihedral(x1,y1,z1,x2,y2,z2,x3,y3,z3,0.1*x1,y2-1,z3+x2)-0.4)",
     ],
 )
-def test_points_that_are_no_particles_are_refused_by_name(text, message):
-    force = openmm.CustomCompoundBondForce(2, text)
+def test_points_between_and_beside_particles(text):
+    force = openmm.CustomCompoundBondForce(3, text)
+    force.addBond([0, 1, 2])
+    force.addBond([4, 2, 6])
+    assert_agrees(system_of(force), frames_of(np.random.default_rng(3)))
+
+
+def test_a_point_lacking_a_coordinate_is_pointed_at():
+    force = openmm.CustomCompoundBondForce(2, "pointdistance(x1,y1,z1,x2,y2)")
     force.addBond([0, 1])
-    with pytest.raises(PotentialError, match=f"CustomCompoundBondForce.*{message}"):
+    with pytest.raises(PotentialError, match="'pointdistance' takes 6 arguments, not 5"):
         CompiledPotential(system_of(force), verify=False)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import openmm
 from openmm import unit
 
+from boltzgen.energy.expressions import parse_expression
+from boltzgen.energy.interactions import CustomInteractions, Geometry
 from boltzgen.energy.read_custom import COULOMB, CUSTOM_READERS, exclusion_matrix
 from boltzgen.energy.tables import MAX_PERIODICITY, Floats, TermTables, cosine_polynomial
 from boltzgen.errors import PotentialError
@@ -149,13 +151,31 @@ def _angles(force: openmm.HarmonicAngleForce, name: str) -> TermTables:
 
 def _torsions(force: openmm.PeriodicTorsionForce, name: str) -> TermTables:
     atoms, rows = [], []
+    fast: list[tuple] = []
     for index in range(force.getNumTorsions()):
         *quadruple, n, phase, k = force.getTorsionParameters(index)
-        if not 1 <= n <= MAX_PERIODICITY:
-            raise PotentialError(f"{name}: torsion {index} has periodicity {n}; at most {MAX_PERIODICITY} is supported")
+        if n < 1:
+            raise PotentialError(f"{name}: torsion {index} has periodicity {n}; it must be at least 1")
+        if n > MAX_PERIODICITY:
+            fast.append((quadruple, n, _value(phase, _RAD), _value(k, _KJ)))
+            continue
         atoms.append(quadruple)
         rows.append(cosine_polynomial(n, _value(phase, _RAD), _value(k, _KJ)))
-    return TermTables(torsions=_index(atoms, 4), torsion_parameters=_table(rows, 2 * (MAX_PERIODICITY + 1)))
+    return TermTables(
+        torsions=_index(atoms, 4),
+        torsion_parameters=_table(rows, 2 * (MAX_PERIODICITY + 1)),
+        custom=[_fast_torsions(fast)] if fast else [],
+    )
+
+
+def _fast_torsions(rows: list[tuple]) -> CustomInteractions:
+    """Periodicities at which a polynomial in the cosine would lose digits."""
+    return CustomInteractions(
+        parse_expression("k*(1+cos(n*theta-phase))"),
+        (Geometry("theta", "dihedral", (0, 1, 2, 3)),),
+        _index([row[0] for row in rows], 4),
+        {name: np.array([row[k] for row in rows], dtype=np.float64) for k, name in enumerate(("n", "phase", "k"), 1)},
+    )
 
 
 def _ryckaert_bellemans(force: openmm.RBTorsionForce, name: str) -> TermTables:

@@ -79,13 +79,6 @@ def _compound_variable(variable: str, count: int, name: str) -> tuple[str, tuple
         return None
     function, rest = variable.rstrip(")").split("(")
     arguments = rest.split(",")
-    if function.startswith("point"):
-        function = function.removeprefix("point")
-        triples = [arguments[k : k + 3] for k in range(0, len(arguments), 3)]
-        numbers = [triple[0][1:] for triple in triples]
-        if any(triple != [f"{a}{n}" for a in _AXES] for triple, n in zip(triples, numbers, strict=True)):
-            raise PotentialError(f"{name}: {variable} of points other than particles cannot be compiled")
-        arguments = [f"p{n}" for n in numbers]
     particles = []
     for argument in arguments:
         if argument[:1] != "p" or not argument[1:].isdigit() or not 1 <= int(argument[1:]) <= count:

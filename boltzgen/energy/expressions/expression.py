@@ -78,7 +78,8 @@ def parse_expression(
         Tabulated functions by name.
     calls : dict, optional
         Functions of names alone that the caller evaluates, with their number of arguments, such as
-        {"distance": 2}: `distance(p1, p2)` then becomes the free name "distance(p1,p2)".
+        {"distance": 2}: `distance(p1, p2)` then becomes the free name "distance(p1,p2)". The functions of points
+        named here ("pointdistance", ...) take any expressions, and are expanded.
 
     Raises
     ------

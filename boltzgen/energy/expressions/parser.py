@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from boltzgen.energy.expressions import graph
 from boltzgen.energy.expressions.graph import Node
 from boltzgen.energy.expressions.operations import ARITIES
+from boltzgen.energy.expressions.points import POINT_FUNCTIONS, point_function
 from boltzgen.energy.expressions.tabulated import Tabulated
 from boltzgen.errors import PotentialError
 
@@ -171,9 +172,11 @@ class _Parser:
 
     def _call(self, token: _Token) -> Node:
         name = token.text
-        if name in self._calls and name not in self._functions:
+        of_points = name in self._calls and name in POINT_FUNCTIONS
+        if name in self._calls and name not in self._functions and not of_points:
             return self._bare_call(token)
-        arity = len(self._functions[name].shape) if name in self._functions else ARITIES.get(name)
+        arities = {**ARITIES, **POINT_FUNCTIONS} if of_points else ARITIES
+        arity = len(self._functions[name].shape) if name in self._functions else arities.get(name)
         if arity is None:
             known = {*ARITIES, *self._functions, *self._calls}
             hint = "; powers are written x^n" if name in ("pow", "power") else suggestion(name, known)
@@ -185,6 +188,8 @@ class _Parser:
         self._check_count(token, len(arguments), arity)
         if name in self._functions:
             return graph.table(self._functions[name], tuple(arguments))
+        if of_points:
+            return point_function(name, arguments)
         return graph.apply(name, *arguments)
 
     def _bare_call(self, token: _Token) -> Node:
