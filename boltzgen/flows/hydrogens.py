@@ -121,6 +121,8 @@ class LocalHydrogens(nn.Module):
     def inverse(self, torsions: Tensor, stiff: Tensor, heavy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Base variables, and log |det| (B,) of this direction: all groups at once, for what each sees is known."""
         layout = self.layout
+        if not self.n_stiff:  # no hydrogens: their coordinates come in groups that each have a bond
+            return torsions, stiff, heavy.new_zeros(heavy.shape[1])
         table = layout.table(heavy, torsions, stiff)
         base, log_det = torsions, -layout.log_factor()
         if self.n_torsions:
