@@ -10,24 +10,16 @@ import numpy as np
 import openmm
 from numpy.typing import NDArray
 
+from boltzgen.energy.well_known import COULOMB, LENNARD_JONES_BONDS, LENNARD_JONES_TABLES, without_spaces
+
 __all__ = ["Kept", "Rewriting", "lennard_jones_in_nonbonded", "native_born"]
 
-# 1/(4 pi eps0) in kJ nm / (mol e^2), as OpenMM's native forces have it.
-COULOMB = 138.93545764438198
 # Combination rules reproduce a table to the rounding of its twelfth powers, or not at all.
 SAME_PARAMETER = 1e-12
-# Setting up more exceptions than this takes longer than they save.
+# A bound on the work of setting up; not measured.
 MAX_EXCEPTIONS = 100_000
 # nm; two bonded atoms compressed to this distance cost 300 kJ/mol, others far more; see `native_born`.
 MAX_ENGULFED = 0.06
-
-# Energy expressions of OpenMM's force-field reader, CHARMM and Amber topologies; True if the table holds sqrt(a).
-_TABLES = {
-    "acoef(type1,type2)/r^12-bcoef(type1,type2)/r^6": False,
-    "(a/r6)^2-b/r6;r6=r^6;a=acoef(type1,type2);b=bcoef(type1,type2)": True,
-    "a/r^12-b/r^6;a=acoef(type1,type2);b=bcoef(type1,type2)": False,
-}
-_BONDS = {"4*epsilon*((sigma/r)^12-(sigma/r)^6)", "4.0*epsilon*((sigma/r)^12-(sigma/r)^6)"}
 
 _NUMBER = r"([0-9.]+(?:[eE][-+]?[0-9]+)?)"
 _DIELECTRICS = r"\(1/soluteDielectric-1/solventDielectric\)"
@@ -80,7 +72,7 @@ def lennard_jones_in_nonbonded(system: openmm.System) -> Rewriting | None:
         There is such a table, but cutoffs, offsets or unknown parameters forbid it.
     """
     forces = list(system.getForces())
-    tables = [i for i, f in enumerate(forces) if _is(f, "CustomNonbondedForce", _TABLES)]
+    tables = [i for i, f in enumerate(forces) if _is(f, "CustomNonbondedForce", LENNARD_JONES_TABLES)]
     charges = [i for i, f in enumerate(forces) if type(f).__name__ == "NonbondedForce"]
     if not tables or not charges:
         return None
@@ -91,7 +83,9 @@ def lennard_jones_in_nonbonded(system: openmm.System) -> Rewriting | None:
     bonds = [
         i
         for i, f in enumerate(forces)
-        if _is(f, "CustomBondForce", _BONDS) and _plain_bonds(f) and f.getForceGroup() == native.getForceGroup()
+        if _is(f, "CustomBondForce", LENNARD_JONES_BONDS)
+        and _plain_bonds(f)
+        and f.getForceGroup() == native.getForceGroup()
     ]
     merged, n_special = _merge(table, native, [forces[i] for i in bonds])
     description = (
@@ -235,7 +229,7 @@ def _coefficients(table: openmm.CustomNonbondedForce) -> tuple[Floats, Floats]:
     a, b = found["acoef"], found["bcoef"]
     if a.shape != b.shape or not (np.array_equal(a, a.T) and np.array_equal(b, b.T)):
         raise Kept("Lennard-Jones tables: they are not symmetric")
-    return (a**2 if _TABLES[_expression(table.getEnergyFunction())] else a), b
+    return (a**2 if LENNARD_JONES_TABLES[without_spaces(table.getEnergyFunction())] else a), b
 
 
 def _deviating(c12: Floats, c6: Floats, own: list[tuple[float, float]]) -> NDArray[np.bool_]:
@@ -326,16 +320,12 @@ def _is_offset(text: str) -> bool:
 
 def _split(expression: str) -> tuple[str, dict[str, str]]:
     """An expression and its intermediate values, without white space."""
-    head, *rest = _expression(expression).split(";")
+    head, *rest = without_spaces(expression).split(";")
     return head, dict(part.split("=", 1) for part in rest if part)
 
 
-def _expression(text: str) -> str:
-    return re.sub(r"\s+", "", text).rstrip(";")
-
-
 def _is(force: openmm.Force, kind: str, expressions: object) -> bool:
-    return type(force).__name__ == kind and _expression(force.getEnergyFunction()) in expressions  # type: ignore[operator]
+    return type(force).__name__ == kind and without_spaces(force.getEnergyFunction()) in expressions  # type: ignore[operator]
 
 
 def _pair(i: int, j: int) -> tuple[int, int]:

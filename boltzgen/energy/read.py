@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,24 +11,21 @@ from openmm import unit
 
 from boltzgen.energy.expressions import parse_expression
 from boltzgen.energy.interactions import CustomInteractions, Geometry
-from boltzgen.energy.read_custom import COULOMB, CUSTOM_READERS, exclusion_matrix
+from boltzgen.energy.read_custom import CUSTOM_READERS, exclusion_matrix
 from boltzgen.energy.tables import MAX_PERIODICITY, Floats, TermTables, cosine_polynomial
+from boltzgen.energy.well_known import (
+    COULOMB,
+    HARMONIC_IMPROPERS,
+    LENNARD_JONES_BONDS,
+    LENNARD_JONES_TABLES,
+    without_spaces,
+)
 from boltzgen.errors import PotentialError
 
 __all__ = ["force_names", "read_system", "system_of"]
 
 _KJ, _NM, _RAD, _E = unit.kilojoule_per_mole, unit.nanometer, unit.radian, unit.elementary_charge
 
-_LJ_TABLES = {
-    "acoef(type1,type2)/r^12-bcoef(type1,type2)/r^6": False,
-    "(a/r6)^2-b/r6;r6=r^6;a=acoef(type1,type2);b=bcoef(type1,type2)": True,
-    "a/r^12-b/r^6;a=acoef(type1,type2);b=bcoef(type1,type2)": False,
-}
-_LJ_BOND = {"4*epsilon*((sigma/r)^12-(sigma/r)^6)", "4.0*epsilon*((sigma/r)^12-(sigma/r)^6)"}
-_IMPROPER = {
-    "k*min(dtheta,2*pi-dtheta)^2;dtheta=abs(theta-theta0);pi=3.141592653589793",
-    "k*min(dtheta,2*pi-dtheta)^2;dtheta=abs(theta-theta0);pi=3.1415926535",
-}
 _IGNORED = {"CMMotionRemover"}
 
 
@@ -235,14 +231,14 @@ def _add_offsets(force: openmm.NonbondedForce, particles: Floats, exceptions: Fl
 
 def _lj_tables(force: openmm.CustomNonbondedForce, name: str) -> TermTables | None:
     """CHARMM's Lennard-Jones by pairs of types; it is then evaluated together with Coulomb."""
-    expression = _normal(force.getEnergyFunction())
+    expression = without_spaces(force.getEnergyFunction())
     functions = {
         force.getTabulatedFunctionName(i): force.getTabulatedFunction(i)
         for i in range(force.getNumTabulatedFunctions())
     }
     parameters = [force.getPerParticleParameterName(i) for i in range(force.getNumPerParticleParameters())]
     plain = (
-        expression in _LJ_TABLES
+        expression in LENNARD_JONES_TABLES
         and force.getNonbondedMethod() == openmm.CustomNonbondedForce.NoCutoff
         and force.getNumInteractionGroups() == 0
         and parameters == ["type"]
@@ -257,7 +253,7 @@ def _lj_tables(force: openmm.CustomNonbondedForce, name: str) -> TermTables | No
     excluded = [force.getExclusionParticles(index) for index in range(force.getNumExclusions())]
     i, j = np.nonzero(np.triu(exclusion_matrix(n, excluded)))
     c12 = a[kind[i], kind[j]]
-    c12 = c12**2 if _LJ_TABLES[expression] else c12
+    c12 = c12**2 if LENNARD_JONES_TABLES[expression] else c12
     rows = np.stack((c12, b[kind[i], kind[j]], np.zeros(len(i))), axis=1)
     return TermTables(pairs=np.stack((i, j), axis=1), pair_parameters=rows)
 
@@ -265,7 +261,7 @@ def _lj_tables(force: openmm.CustomNonbondedForce, name: str) -> TermTables | No
 def _lj_bonds(force: openmm.CustomBondForce, name: str) -> TermTables | None:
     """CHARMM's Lennard-Jones between atoms three bonds apart."""
     names = [force.getPerBondParameterName(i) for i in range(force.getNumPerBondParameters())]
-    if _normal(force.getEnergyFunction()) not in _LJ_BOND or set(names) != {"sigma", "epsilon"}:
+    if without_spaces(force.getEnergyFunction()) not in LENNARD_JONES_BONDS or set(names) != {"sigma", "epsilon"}:
         return None
     rows = [force.getBondParameters(i) for i in range(force.getNumBonds())]
     s, e = names.index("sigma"), names.index("epsilon")
@@ -277,7 +273,7 @@ def _lj_bonds(force: openmm.CustomBondForce, name: str) -> TermTables | None:
 
 def _harmonic_impropers(force: openmm.CustomTorsionForce, name: str) -> TermTables | None:
     names = [force.getPerTorsionParameterName(i) for i in range(force.getNumPerTorsionParameters())]
-    if _normal(force.getEnergyFunction()) not in _IMPROPER or set(names) != {"k", "theta0"}:
+    if without_spaces(force.getEnergyFunction()) not in HARMONIC_IMPROPERS or set(names) != {"k", "theta0"}:
         return None
     rows = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
     k, theta = names.index("k"), names.index("theta0")
@@ -302,10 +298,6 @@ _WELL_KNOWN: dict[str, Callable[..., TermTables | None]] = {
     "CustomBondForce": _lj_bonds,
     "CustomTorsionForce": _harmonic_impropers,
 }
-
-
-def _normal(expression: str) -> str:
-    return re.sub(r"\s+", "", expression).rstrip(";")
 
 
 def _lennard_jones(sigma: Floats | float, epsilon: Floats | float) -> tuple[Floats, Floats]:

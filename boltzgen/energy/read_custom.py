@@ -12,12 +12,11 @@ from openmm import unit
 from boltzgen.energy.expressions import Expression, Tabulated, parse_expression, tabulated_function
 from boltzgen.energy.interactions import BornModel, BornStep, CustomInteractions, CustomPairs, Floats, Geometry
 from boltzgen.energy.tables import TermTables
+from boltzgen.energy.well_known import COULOMB
 from boltzgen.errors import PotentialError
 
-__all__ = ["COULOMB", "CUSTOM_READERS", "exclusion_matrix"]
+__all__ = ["CUSTOM_READERS", "exclusion_matrix"]
 
-# 1/(4 pi eps0) in kJ nm / (mol e^2), as OpenMM has it (ONE_4PI_EPS0 of SimTKOpenMMRealType.h).
-COULOMB = 138.93545764438198
 # Functions of CustomCompoundBondForce, with their number of arguments.
 _CALLS = {"distance": 2, "angle": 3, "dihedral": 4, "pointdistance": 6, "pointangle": 9, "pointdihedral": 12}
 _AXES = "xyz"
