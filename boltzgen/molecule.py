@@ -12,6 +12,7 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
+from boltzgen.constraints import DistanceConstraints, read_constraints
 from boltzgen.errors import ForceFieldError, StructureError
 from boltzgen.forcefields import Provenance, build_system
 from boltzgen.preparation.protonation import Protonated, add_missing_hydrogens
@@ -134,7 +135,8 @@ class Molecule:
         topology : openmm.app.Topology
             With bonds; they must connect all atoms.
         system : openmm.System
-            Same atoms in the same order; no constraints, virtual sites or periodic box.
+            Same atoms in the same order; no virtual sites or periodic box. Constraints are taken where each is on a
+            bond of the topology (HBonds, AllBonds); see `constraints`.
         positions : Quantity or (N, 3) array
             A plain array is in nanometres.
         temperature : Quantity or float
@@ -192,6 +194,11 @@ class Molecule:
         """Every covalent bond: (n_bonds, 2) array, smaller index first, sorted."""
         pairs = sorted({(min(a.index, b.index), max(a.index, b.index)) for a, b in self.topology.bonds()})
         return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+    @cached_property
+    def constraints(self) -> DistanceConstraints:
+        """Bonds of constant length: ``constraints.atoms`` (n, 2) and ``constraints.distances`` (n,) in nm."""
+        return read_constraints(self.topology, self.system)
 
     @cached_property
     def torsions(self) -> dict[str, tuple[int, int, int, int]]:
@@ -264,10 +271,7 @@ def _check_system(topology: app.Topology, system: openmm.System) -> None:
         raise StructureError(f"the System has {system.getNumParticles()} particles, the topology {n} atoms")
     if any(atom.element is None for atom in topology.atoms()) or any(system.isVirtualSite(i) for i in range(n)):
         raise StructureError("virtual sites and extra particles are not supported")
-    if system.getNumConstraints():
-        raise StructureError(
-            f"the System has {system.getNumConstraints()} constraints; build it with constraints=None, rigidWater=False"
-        )
+    read_constraints(topology, system)
     if system.usesPeriodicBoundaryConditions():
         raise StructureError(
             "the System is periodic; a generator draws one molecule in open space: use nonbondedMethod=NoCutoff"

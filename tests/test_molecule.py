@@ -373,13 +373,17 @@ class TestFromOpenmm:
 
     def test_refuses_what_a_generator_cannot_draw(self, dipeptide: Molecule) -> None:
         constrained = copy.deepcopy(dipeptide.system)
-        constrained.addConstraint(0, 1, 0.1)
+        constrained.addConstraint(0, 21, 1.0)
         periodic = copy.deepcopy(dipeptide.system)
         next(f for f in periodic.getForces() if isinstance(f, openmm.NonbondedForce)).setNonbondedMethod(2)
         too_many = copy.deepcopy(dipeptide.system)
         too_many.addParticle(1)
         topology, positions = dipeptide.topology, dipeptide.positions
-        for system, match in ((constrained, "constraints"), (periodic, "periodic"), (too_many, "23 particles")):
+        for system, match in (
+            (constrained, "no bond between them"),
+            (periodic, "periodic"),
+            (too_many, "23 particles"),
+        ):
             with pytest.raises(StructureError, match=match):
                 Molecule.from_openmm(topology, system, positions)
         with pytest.raises(StructureError, match="shape"):

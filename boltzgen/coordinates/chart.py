@@ -13,6 +13,7 @@ import torch
 from openmm import unit
 
 from boltzgen.coordinates.bounded import BoundedCoordinates
+from boltzgen.coordinates.constrained import ConstrainedBonds
 from boltzgen.coordinates.folding import Folding
 from boltzgen.coordinates.internal import InternalCoordinates
 from boltzgen.coordinates.reference import minimized_positions
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from boltzgen.energy.base import Potential
     from boltzgen.molecule import Molecule
 
-__all__ = ["CoordinateChart", "CoordinateRow"]
+__all__ = ["CONSTRAINED", "CoordinateChart", "CoordinateRow"]
 
+CONSTRAINED = "constrained bond"
 FREE_BARRIER = 40.0  # kJ/mol; a torsion with a higher barrier (amides, rings, guanidinium) is stiff
 LIMIT_IN_WIDTHS = 20.0  # 10 widths at four times the temperature, beyond any thermal excursion
 ALL_PAIRS = 40  # up to so many stiff coordinates every pair is learned
@@ -43,7 +45,7 @@ class CoordinateRow:
     name : str
         phi, psi, omega, chi1 and so on where the coordinate is one of these, else the labels of its atoms.
     kind : str
-        "free torsion", "stiff torsion", "improper torsion", "angle" or "bond".
+        "free torsion", "stiff torsion", "improper torsion", "angle", "bond" or "constrained bond".
     label : str
         The atom that is placed, and the atoms that it is placed by.
     atoms : tuple of int
@@ -52,7 +54,7 @@ class CoordinateRow:
         Whether a hydrogen is among them.
     centre, width, limit : float
         Value at the minimised structure (0 or 180 degrees where it is planar), width in the harmonic approximation,
-        and largest deviation that can be reached; nm or rad.
+        and largest deviation that can be reached; nm or rad. Of a constrained bond its constant, zero and zero.
     """
 
     name: str
@@ -101,17 +103,20 @@ class CoordinateChart:
         Raises
         ------
         StructureError
-            If the molecule is too small or not connected, or its structure cannot be minimised.
+            If the molecule is too small or not connected, its structure cannot be minimised, or a bond that closes a
+            ring is constrained.
         """
         positions = minimized_positions(molecule)
         zmatrix = ZMatrix.from_bonds(molecule.bonds, molecule.elements, molecule.torsions, positions)
         internal = InternalCoordinates(zmatrix)
         coordinates, _ = internal.to_internal(torch.as_tensor(positions).unsqueeze(0))
+        lengths = _constrained_lengths(molecule, zmatrix)
+        coordinates[:, list(lengths)] = torch.tensor(list(lengths.values()), dtype=torch.float64)
         kinds = _kinds(molecule, zmatrix, positions, omega)
         hessian = _hessian(internal, potential, coordinates[0])
         centre = coordinates[0].numpy().copy()
         stiff = _stiff_order(kinds, _of_hydrogen(molecule, zmatrix))
-        width = np.full(len(kinds), math.pi)
+        width = np.array([0.0 if kind == CONSTRAINED else math.pi for kind in kinds])
         covariance = molecule.kT * _regularized_inverse(hessian[np.ix_(stiff, stiff)])
         width[stiff] = np.sqrt(np.diagonal(covariance))
         correlation = covariance / np.outer(width[stiff], width[stiff])
@@ -146,7 +151,8 @@ class CoordinateChart:
             coordinates = self.internal.to_internal(frames)[0]
             stiff = self.indices(False, False) + self.indices(False, True)
             bounded = self.bounded().double()
-            inside = bounded.inverse(coordinates[:, stiff])[2].numpy()
+            _, held = self.constrained_bonds().pin(coordinates)
+            inside = (bounded.inverse(coordinates[:, stiff])[2] & held).numpy()
             deviations = bounded.deviations(coordinates[:, stiff]).numpy()
         if not inside.all():
             raise StructureError(
@@ -165,10 +171,25 @@ class CoordinateChart:
             rows[i] = replace(rows[i], width=float(value))
         return replace(self, rows=tuple(rows), factor=np.linalg.cholesky(covariance / np.outer(width, width)))
 
+    @property
+    def dimension(self) -> int:
+        """Number of coordinates that can change: 3N - 6, less one for each constraint. log Z has nm to this power."""
+        return len(self.rows) - len(self.constrained(False)) - len(self.constrained(True))
+
     def indices(self, free: bool, of_hydrogen: bool) -> list[int]:
-        """Positions of a class of coordinates in the internal vector."""
+        """Positions of a class of coordinates in the internal vector; constrained bonds are in none."""
         wanted = (free, of_hydrogen)
-        return [i for i, row in enumerate(self.rows) if (row.kind == "free torsion", row.of_hydrogen) == wanted]
+        rows = [(i, row) for i, row in enumerate(self.rows) if row.kind != CONSTRAINED]
+        return [i for i, row in rows if (row.kind == "free torsion", row.of_hydrogen) == wanted]
+
+    def constrained(self, of_hydrogen: bool) -> list[int]:
+        """Positions of the constrained bonds in the internal vector."""
+        return [i for i, row in enumerate(self.rows) if row.kind == CONSTRAINED and row.of_hydrogen == of_hydrogen]
+
+    def constrained_bonds(self) -> ConstrainedBonds:
+        """The constants as a module, heavy atoms first."""
+        columns = self.constrained(False) + self.constrained(True)
+        return ConstrainedBonds(columns, [self.rows[i].centre for i in columns])
 
     def stiff_pairs(self, of_hydrogen: bool) -> np.ndarray:
         """Pairs (2, n_pairs) of stiff coordinates, row above column, whose covariance may change with the torsions.
@@ -199,7 +220,7 @@ class CoordinateChart:
         head = f"{'kind':<17} {'name':<{wide[0]}} {'atoms':<{wide[1]}} {'centre':>9} {'width':>8} {'reach':>8}"
         lines = [head.rstrip()]
         for i, (row, name) in enumerate(zip(self.rows, names, strict=True)):
-            scale, symbol = (1.0, "nm ") if row.kind == "bond" else (180 / math.pi, "deg")
+            scale, symbol = (1.0, "nm ") if row.kind in ("bond", CONSTRAINED) else (180 / math.pi, "deg")
             width = f"{row.width * scale:8.3g}" if row.kind != "free torsion" else f"{'any':>8}"
             numbers = f"{row.centre * scale:9.4g} {width} {row.limit * scale:8.3g} {symbol} {orders.get(i, '')}"
             lines.append(f"{row.kind:<17} {name:<{wide[0]}} {row.label:<{wide[1]}} {numbers}".rstrip())
@@ -208,12 +229,14 @@ class CoordinateChart:
     def domain(self) -> str:
         """The region that a generator on this chart can reach, in one paragraph."""
         stiff = [row.name for row in self.rows if row.kind == "stiff torsion" and row.limit <= math.pi / 2]
+        n_constrained = len(self.rows) - self.dimension
         return (
             "Chirality and the labels of prochiral hydrogens as in the structure; "
             + ("labels within rotating symmetric groups (CH3, NH3, carboxylate, phenyl) any; " if self.symmetry else "")
             + (f"stiff torsions within 90 degrees of their centre: {', '.join(stiff)}; " if stiff else "")
+            + (f"{n_constrained} bonds constant; " if n_constrained else "")
             + "bonds, angles and out-of-plane angles within the reach given in the coordinate table. "
-            "log Z is that of this region."
+            f"log Z is that of this region, in nm^{self.dimension}."
         )
 
 
@@ -225,7 +248,7 @@ def _of_hydrogen(molecule: Molecule, zmatrix: ZMatrix) -> np.ndarray:
 
 
 def _stiff_order(kinds: Sequence[str], of_hydrogen: np.ndarray) -> list[int]:
-    stiff = [i for i, kind in enumerate(kinds) if kind != "free torsion"]
+    stiff = [i for i, kind in enumerate(kinds) if kind not in ("free torsion", CONSTRAINED)]
     return [i for i in stiff if not of_hydrogen[i]] + [i for i in stiff if of_hydrogen[i]]
 
 
@@ -233,7 +256,8 @@ def _kinds(molecule: Molecule, zmatrix: ZMatrix, positions: np.ndarray, omega: s
     if omega not in ("trans", "free"):
         raise ValueError(f"omega={omega!r}: choose 'trans' or 'free'")
     n = zmatrix.n_atoms
-    kinds = ["bond"] * (n - 1) + ["angle"] * (n - 2)
+    constrained = _constrained_lengths(molecule, zmatrix)
+    kinds = [CONSTRAINED if i in constrained else "bond" for i in range(n - 1)] + ["angle"] * (n - 2)
     barriers = _torsion_barriers(molecule, positions)
     named = {frozenset(atoms): name for name, atoms in molecule.torsions.items()}
     for row in range(3, n):
@@ -247,6 +271,23 @@ def _kinds(molecule: Molecule, zmatrix: ZMatrix, positions: np.ndarray, omega: s
         else:
             kinds.append(PUCKER if _in_ring(molecule, int(a), int(b)) else "free torsion")
     return kinds
+
+
+def _constrained_lengths(molecule: Molecule, zmatrix: ZMatrix) -> dict[int, float]:
+    """Length (nm) of each bond coordinate that is constant."""
+    column = {
+        frozenset((int(zmatrix.atoms[row]), int(zmatrix.references[row, 0]))): row - 1
+        for row in range(1, zmatrix.n_atoms)
+    }
+    lengths = {}
+    for (i, j), nm in molecule.constraints:
+        if frozenset((i, j)) not in column:
+            raise StructureError(
+                f"the bond {molecule.atom_label(i)}-{molecule.atom_label(j)} closes a ring, so its length follows from "
+                "the other coordinates and cannot be constrained: build the System with constraints=HBonds or None"
+            )
+        lengths[column[frozenset((i, j))]] = nm
+    return lengths
 
 
 def _in_ring(molecule: Molecule, a: int, b: int) -> bool:
@@ -340,6 +381,8 @@ def _rows(
 def _bounds(kind: str, centre: float, width: float) -> tuple[float, float]:
     """Centre and largest deviation: positive bonds, angles off 0 and 180 degrees, no change of chirality."""
     reach = LIMIT_IN_WIDTHS * width
+    if kind == CONSTRAINED:
+        return centre, 0.0
     if kind == "free torsion":
         return centre, math.pi
     if kind == PUCKER:

@@ -129,7 +129,7 @@ class InternalCoordinates(nn.Module):
         # atan2 of sine and cosine keeps full precision near straight angles, where arccos does not.
         angles = torch.atan2(torch.linalg.vector_norm(_cross(u, v), dim=-1), (u * v).sum(-1))
         dihedrals = dihedral_angle(d, b, a, c)
-        return torch.cat([bonds, angles, dihedrals], dim=-1), -self._log_volume(bonds, angles)
+        return torch.cat([bonds, angles, dihedrals], dim=-1), -_log_volume(bonds, angles)
 
     def to_cartesian(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
         """Positions, centred on the middle of the heavy atoms' tree, of internal coordinates.
@@ -154,7 +154,7 @@ class InternalCoordinates(nn.Module):
             if len(linear):
                 a, c = with_virtual(b, a, c, linear)
             placed = torch.cat([placed, place_atoms(b, a, c, local[:, rows - 3])], dim=1)
-        return placed[:, self._order], self._log_volume(bonds, angles)
+        return placed[:, self._order], _log_volume(bonds, angles)
 
     def _roots(self, bonds: Tensor, angles: Tensor) -> Tensor:
         """The middle atom at the origin, the first on the x axis, the third in the xy plane."""
@@ -163,9 +163,14 @@ class InternalCoordinates(nn.Module):
         third = torch.stack([bonds[:, 1] * angles[:, 0].cos(), bonds[:, 1] * angles[:, 0].sin(), zero], dim=-1)
         return torch.stack([first, torch.zeros_like(first), third], dim=1)
 
-    @staticmethod
-    def _log_volume(bonds: Tensor, angles: Tensor) -> Tensor:
-        return 2 * bonds.log().sum(-1) + angles.sin().log().sum(-1)
+    def log_volume(self, coordinates: Tensor) -> Tensor:
+        """log |d positions / d coordinates| (B,) of coordinates (B, 3N-6), modulo rigid motion."""
+        bonds, angles, _ = self.split(coordinates)
+        return _log_volume(bonds, angles)
 
     def extra_repr(self) -> str:
         return f"n_atoms={self.n_atoms}, n_coordinates={self.n_coordinates}, levels={self._n_levels}"
+
+
+def _log_volume(bonds: Tensor, angles: Tensor) -> Tensor:
+    return 2 * bonds.log().sum(-1) + angles.sin().log().sum(-1)

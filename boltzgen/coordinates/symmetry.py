@@ -26,6 +26,7 @@ __all__ = ["SymmetryGroup", "find_symmetry"]
 
 PLANAR_TOLERANCE = math.radians(25)
 THERMAL_NM = 0.003  # width of a bond at 300 K
+SAME_NM = 1e-7  # float32 holds bonds to 1e-8 nm
 ENERGY_TOLERANCE = 0.3  # kT; see the notes of `find_symmetry`
 
 
@@ -98,6 +99,7 @@ def find_symmetry(
         group
         for group in _candidates(molecule, zmatrix, kinds, coordinates)
         if _keeps_handedness(group, molecule.bonds, positions)
+        and _keeps_constraints(group, molecule)
         and _energy_change(group, potential, positions) < ENERGY_TOLERANCE * molecule.kT
     ]
     # The angle of a group must not change when groups after it are relabelled.
@@ -213,6 +215,13 @@ def _keeps_handedness(group: SymmetryGroup, bonds: np.ndarray, positions: np.nda
             if volumes[0] * volumes[1] <= 0:
                 return False
     return True
+
+
+def _keeps_constraints(group: SymmetryGroup, molecule: Molecule) -> bool:
+    """Whether a relabelled configuration has every constrained distance at the same constant."""
+    lengths = {frozenset(pair): nm for pair, nm in molecule.constraints}
+    moved = {frozenset((group.permutation[i], group.permutation[j])): nm for (i, j), nm in molecule.constraints}
+    return lengths.keys() == moved.keys() and all(abs(moved[pair] - nm) < SAME_NM for pair, nm in lengths.items())
 
 
 def _energy_change(group: SymmetryGroup, potential: Potential, positions: np.ndarray) -> float:

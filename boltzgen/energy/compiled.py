@@ -17,7 +17,7 @@ from boltzgen.energy.capping import CappedPotential
 from boltzgen.energy.compilation import COMPILE_AFTER, Evaluator, compile_program
 from boltzgen.energy.explanation import Explanation, atom_name, one_configuration, worst_contributions
 from boltzgen.energy.program import TermProgram
-from boltzgen.energy.read import read_system, system_of
+from boltzgen.energy.read import keeps_constraints, read_system, system_of
 from boltzgen.energy.tables import TermTables, merge
 from boltzgen.energy.verify import SINGLE_TOLERANCE, Agreement, perturbed_frames, single_precision_error, verify_terms
 from boltzgen.errors import PotentialError
@@ -37,7 +37,8 @@ class CompiledPotential(BatchedPotential):
     Parameters
     ----------
     molecule : Molecule or openmm.System
-        Anything with `system` (openmm.System, no constraints, not periodic) and `positions` (N, 3); or the System.
+        Anything with `system` (openmm.System, not periodic) and `positions` (N, 3); or the System. The constraints of
+        a Molecule are those of its generators and samplers; the energy is then for positions that satisfy them.
     device : torch.device or str, optional
         Where to evaluate; the device of the positions when absent. Results come back on the device of the positions.
     dtype : torch.dtype, optional
@@ -93,7 +94,7 @@ class CompiledPotential(BatchedPotential):
         self.compile_reason = ""
         self.precision_reason = ""
         self.agreement: Agreement | None = None
-        self._tables = read_system(system, ignore_constraints)
+        self._tables = read_system(system, ignore_constraints or keeps_constraints(molecule))
         self._merged = merge(self._tables.values())
         self._programs: dict[tuple[torch.device, torch.dtype], TermProgram] = {}
         self._term_programs: dict[str, TermProgram] = {}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import openmm
+from openmm import unit
 
 from boltzgen.energy.interactions import BornModel, CustomInteractions, CustomPairs
 from boltzgen.energy.read import read_system
@@ -18,7 +19,7 @@ _KINDS = {"bonds": "bond", "pairs": "pair", "angles": "angle", "torsions": "tors
 
 
 def fingerprint(system: openmm.System) -> str:
-    """Hash of all terms and parameters, to nine digits.
+    """Hash of all terms, parameters and constraints, to nine digits.
 
     Unlike a hash of the serialized System it is the same from run to run (force-field files are read in the order of
     Python sets) and for every version of OpenMM. The order of the atoms counts.
@@ -28,14 +29,24 @@ def fingerprint(system: openmm.System) -> str:
     PotentialError
         The System cannot be read.
     """
-    merged = merge(read_system(system).values())
-    lines = [f"atoms {system.getNumParticles()}", f"constant {merged.constant:.9g}", *_standard(merged)]
+    merged = merge(read_system(system, ignore_constraints=True).values())
+    lines = [
+        f"atoms {system.getNumParticles()}",
+        f"constant {merged.constant:.9g}",
+        *_standard(merged),
+        *_constraints(system),
+    ]
     for custom in merged.custom:
         lines.extend(_few(custom))
     for pairs in merged.custom_pairs:
         lines.append(" ".join(["custom pairs", *_many(pairs)]))
     lines.extend(_born(model) for model in merged.born)
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _constraints(system: openmm.System) -> Iterator[str]:
+    for i, j, distance in map(system.getConstraintParameters, range(system.getNumConstraints())):
+        yield f"constraint {min(i, j)} {max(i, j)} {distance.value_in_unit(unit.nanometer):.9g}"
 
 
 def _standard(tables: TermTables) -> Iterator[str]:

@@ -20,7 +20,7 @@ from boltzgen.energy.compiled import CompiledPotential
 from boltzgen.energy.contexts import ContextEvaluator, ContextFactory, ContextSettings, choose_platform
 from boltzgen.energy.explanation import Explanation, atom_name, one_configuration, worst_contributions
 from boltzgen.energy.program import TermProgram
-from boltzgen.energy.read import force_names, read_system, system_of
+from boltzgen.energy.read import force_names, keeps_constraints, read_system, system_of
 from boltzgen.energy.simplification import lattice_frames, simplification, without_unused_maps
 from boltzgen.energy.tables import merge
 from boltzgen.energy.verify import perturbed_frames
@@ -104,6 +104,7 @@ class OpenMMPotential(BatchedPotential):
         super().__init__(system.getNumParticles())
         self._positions = positions
         self._topology = getattr(molecule, "topology", None)
+        self._keeps_constraints = keeps_constraints(molecule)
         self.fallback_reason = ""  # why the System could not be compiled, if that was tried first
         self.simplification = simplification(system, positions) if simplify else None
         self._by_term = without_unused_maps(system) if simplify else copy.deepcopy(system)
@@ -161,7 +162,8 @@ class OpenMMPotential(BatchedPotential):
             The System has a force that cannot be compiled, or differs when compiled, or the threshold does not fit.
         """
         molecule = SimpleNamespace(system=self._by_term, positions=self._positions, topology=self._topology)
-        return CompiledPotential(molecule, verify=self._positions is not None).capped(max_gradient)
+        verify, keeps = self._positions is not None, self._keeps_constraints
+        return CompiledPotential(molecule, verify=verify, ignore_constraints=keeps).capped(max_gradient)
 
     def report(self) -> str:
         """Platform with its timings, workers, what was simplified, and counts."""

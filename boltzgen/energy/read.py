@@ -22,7 +22,7 @@ from boltzgen.energy.well_known import (
 )
 from boltzgen.errors import PotentialError
 
-__all__ = ["force_names", "read_system", "system_of"]
+__all__ = ["force_names", "keeps_constraints", "read_system", "system_of"]
 
 _KJ, _NM, _RAD, _E = unit.kilojoule_per_mole, unit.nanometer, unit.radian, unit.elementary_charge
 
@@ -43,6 +43,11 @@ def system_of(molecule: Any) -> openmm.System:
             f"a potential is made of a Molecule or an openmm.System, not of a {type(molecule).__name__}"
         )
     return system
+
+
+def keeps_constraints(molecule: Any) -> bool:
+    """Whether the generators and samplers of this object keep its constraints: those of a Molecule do."""
+    return getattr(molecule, "constraints", None) is not None
 
 
 def force_names(system: openmm.System) -> list[str]:

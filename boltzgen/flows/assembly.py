@@ -26,6 +26,7 @@ __all__ = ["COORDINATES", "HYDROGENS", "cartesian_frame", "check_kinds", "molecu
 
 COORDINATES = ("internal", "cartesian")
 HYDROGENS = ("flow", "network", "minimized")
+STIFFEST = 1e7  # kJ/mol/nm^2; stretch terms of force fields have up to 1e6
 WIDEST_NM = 0.02  # of any internal mode of an untrained Cartesian flow; wider ones are torsions, not straight lines
 
 
@@ -101,16 +102,22 @@ def cartesian_frame(
     Raises
     ------
     StructureError
-        If the heavy atoms span no frame or define no orientation.
+        If the heavy atoms span no frame or define no orientation, or bonds between them are constrained.
     """
     heavy = HydrogenCoordinates(chart).heavy.numpy()
+    if rigid := chart.constrained(False):
+        raise StructureError(
+            f"the bond {chart.rows[rigid[0]].label} is constrained, but a Cartesian generator moves every heavy atom "
+            "freely: use coordinates='internal', or a System with constraints=HBonds or None"
+        )
     positions = minimized_positions(molecule)
     positions = positions - positions[heavy].mean(0)
     if np.linalg.svd(positions[heavy])[1][1] < 1e-3:
         raise StructureError("the heavy atoms lie on a line: use coordinates='internal'")
     penalty = AlignmentPenalty(positions[heavy], strength, atoms=heavy)
     x = torch.as_tensor(positions)
-    values, vectors = np.linalg.eigh(_hessian(potential, x) / molecule.kT)
+    energy_hessian = _hessian(potential, x) + _constraint_hessian(molecule, positions)
+    values, vectors = np.linalg.eigh(energy_hessian / molecule.kT)
     # The six modes of rigid motion come first and cost no energy; the penalty alone limits them.
     values = np.concatenate([np.zeros(6), values[6:].clip(min=1 / WIDEST_NM**2)])
     total = (vectors * values) @ vectors.T + _penalty_hessian(penalty, x)
@@ -126,6 +133,17 @@ def _hessian(potential: Potential, x: torch.Tensor, step: float = 1e-5) -> np.nd
     forward, backward = forces.flatten(1).split(x.numel())
     hessian = ((backward - forward) / (2 * step)).numpy()
     return 0.5 * (hessian + hessian.T)
+
+
+def _constraint_hessian(molecule: Molecule, positions: np.ndarray) -> np.ndarray:
+    """Second derivatives (3N, 3N) of a stretch energy, ten times as stiff as any, in the place of each constraint."""
+    hessian = np.zeros((positions.size, positions.size))
+    for (i, j), nm in molecule.constraints:
+        direction = np.zeros_like(positions)
+        direction[i] = (positions[i] - positions[j]) / nm
+        direction[j] = -direction[i]
+        hessian += STIFFEST * np.outer(direction, direction)
+    return hessian
 
 
 def _penalty_hessian(penalty: AlignmentPenalty, x: torch.Tensor, step: float = 1e-5) -> np.ndarray:

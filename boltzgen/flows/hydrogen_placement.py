@@ -100,14 +100,14 @@ class HydrogenFlow(nn.Module):
         return self.folding.relabel(positions, generator), log_q - log_det - log_volume
 
     def log_prob(self, positions: Tensor) -> Tensor:
-        """See `Hydrogens`; -inf outside the bounds of the hydrogens' coordinates."""
+        """See `Hydrogens`; -inf outside the bounds of the hydrogens' coordinates, and off their constrained bonds."""
         positions = self.folding.representative(positions)
-        coordinates = self.variables.coordinates.read(positions)
+        coordinates, held = self.variables.constrained.pin(self.variables.coordinates.read(positions))
         log_volume = self.variables.coordinates.log_volume(coordinates)
         torsions, stiff, log_det, inside = self.variables.to_variables(self.folding.variables(coordinates), None)
         seen = self._seen(positions[:, self.variables.coordinates.heavy])
         log_q = self.flow.log_prob(torsions.T, stiff.T, seen) + log_det - log_volume
-        return torch.where(inside, log_q, torch.full_like(log_q, -torch.inf))
+        return torch.where(inside & held, log_q, torch.full_like(log_q, -torch.inf))
 
     def _seen(self, heavy: Tensor) -> Tensor:
         """What `LocalHydrogens` is given of heavy atoms (B, n_heavy, 3): stiff coordinates themselves, not whitened."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from boltzgen.coordinates.bounded import bend, unbend
 from boltzgen.coordinates.chart import CoordinateChart
+from boltzgen.coordinates.constrained import ConstrainedBonds
 from boltzgen.coordinates.hydrogens import HeavyFeatures, HydrogenCoordinates
 from boltzgen.flows.networks import angle_features
 
@@ -29,6 +30,8 @@ class HydrogenVariables(nn.Module):
     ----------
     n_torsions, n_stiff : int
         Free torsions and stiff coordinates of the hydrogens.
+    constrained : ConstrainedBonds
+        Bonds to hydrogens that no variable moves, by their columns among the coordinates of the hydrogens.
     torsion_centres : (n_torsions,) tensor
         Free torsions in the minimised structure, rad.
     """
@@ -45,7 +48,9 @@ class HydrogenVariables(nn.Module):
         column = {index: k for k, index in enumerate(self.coordinates.columns.tolist())}
         torsions, stiff = chart.indices(True, True), chart.indices(False, True)
         self.n_torsions, self.n_stiff = len(torsions), len(stiff)
-        order = torch.tensor([column[i] for i in torsions + stiff], dtype=torch.long)
+        fixed = chart.constrained(True)
+        self.constrained = ConstrainedBonds([column[i] for i in fixed], [chart.rows[i].centre for i in fixed])
+        order = torch.tensor([column[i] for i in torsions + stiff + fixed], dtype=torch.long)
         self.register_buffer("_gather", order, persistent=False)
         self.register_buffer("_scatter", order.argsort(), persistent=False)
         centres = torch.tensor([chart.rows[i].centre for i in torsions], dtype=torch.get_default_dtype())
@@ -68,12 +73,17 @@ class HydrogenVariables(nn.Module):
         shift, factor, centre, width, limit = self._parts(heavy_z)
         bent, log_derivative = bend(shift + z @ factor.T, limit / width)
         log_det = log_derivative.sum(1) + width.log().sum() + factor.diagonal().log().sum()
-        return torch.cat([torsions, centre + width * bent], dim=1)[:, self._scatter], log_det
+        coordinates = torch.cat([torsions, centre + width * bent, self.constrained.values(torsions)], dim=1)
+        return coordinates[:, self._scatter], log_det
 
     def to_variables(self, coordinates: Tensor, heavy_z: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Inverse: torsions, z, its log-determinant (B,), and which rows lie within the bounds, (B,) bool."""
+        """Inverse: torsions, z, its log-determinant (B,), and which rows lie within the bounds, (B,) bool.
+
+        Constrained bonds are passed over.
+        """
         shift, factor, _, width, limit = self._parts(heavy_z)
-        torsions, stiff = coordinates[:, self._gather].tensor_split([self.n_torsions], dim=1)
+        moving = self._gather[: self.n_torsions + self.n_stiff]
+        torsions, stiff = coordinates[:, moving].tensor_split([self.n_torsions], dim=1)
         n_heavy = self.features.n_stiff
         padded = torch.cat([self.bounded.centre[:n_heavy].expand(len(stiff), -1), stiff], dim=1)
         deviation = self.bounded.deviations(padded)[:, n_heavy:]

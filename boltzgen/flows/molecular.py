@@ -108,7 +108,11 @@ def _grown(width: int, n: int, small: int) -> int:
 class MolecularFlow(nn.Module):
     """Exact all-atom density ``q(heavy torsions) q(heavy stiff | .) q(hydrogens | heavy)`` on positions.
 
-    Log-densities are with respect to positions in nm modulo rigid motion.
+    Log-densities are with respect to positions in nm modulo rigid motion. Constrained bonds are constants r0: the
+    measure is then ``delta(r - r0) dx``, which is ``prod r^2 sin(theta)`` over all bonds and angles times the
+    differentials of the other coordinates, and the density has the unit nm^-(3N - 6 - n_constraints). A
+    configuration whose constrained bonds are off by 0.002 nm or more is outside the domain; one that is nearer is
+    taken with these bonds at their constants.
 
     Parameters
     ----------
@@ -130,7 +134,8 @@ class MolecularFlow(nn.Module):
         self._n_stiff = (len(groups[1]), len(groups[3]))
         # Stiff coordinates of hydrogens are whitened group by group.
         self.bounded = chart.bounded().whitened_up_to(self._n_stiff[0])
-        order = groups[0] + groups[2] + groups[1] + groups[3]
+        self.constrained = chart.constrained_bonds()
+        order = groups[0] + groups[2] + groups[1] + groups[3] + self.constrained.columns.tolist()
         self.register_buffer("_gather", torch.tensor(order), persistent=False)
         self.register_buffer("_scatter", torch.tensor(order).argsort(), persistent=False)
         n_context = int(config.temperature_range is not None)
@@ -173,8 +178,9 @@ class MolecularFlow(nn.Module):
 
     def log_prob(self, positions: Tensor, heat: Tensor | float | None = None) -> Tensor:
         """Log-density (B,) of positions (B, N, 3) in nm; -inf outside the domain."""
-        coordinates, log_det = self.internal.to_internal(self.folding.representative(positions))
-        return self.log_prob_internal(coordinates, heat) + log_det - self.folding.log_order
+        coordinates, held = self._read(positions)
+        log_q = self.log_prob_internal(coordinates, heat) - self.internal.log_volume(coordinates)
+        return torch.where(held, log_q - self.folding.log_order, torch.full_like(log_q, -torch.inf))
 
     def sample_internal(
         self, n_samples: int, generator: torch.Generator | None = None, heat: Tensor | float | None = None
@@ -185,16 +191,20 @@ class MolecularFlow(nn.Module):
         given = self._given_to_hydrogens(torsions, z, context)
         more_torsions, more_stiff, log_q_hydrogens = self.hydrogens.sample(given, generator, heat)
         stiff, log_det = self.bounded(torch.cat([z, more_stiff]).T)
-        coordinates = torch.cat([torch.cat([torsions, more_torsions]).T, stiff], dim=-1)[:, self._scatter]
+        variables = [torch.cat([torsions, more_torsions]).T, stiff, self.constrained.values(stiff)]
+        coordinates = torch.cat(variables, dim=-1)[:, self._scatter]
         # A group variable runs once round the circle while its torsion covers the fundamental interval.
         log_q = log_q + log_q_hydrogens - log_det + self.folding.log_order
         return self.folding.torsions(coordinates), log_q
 
     def log_prob_internal(self, coordinates: Tensor, heat: Tensor | float | None = None) -> Tensor:
-        """Log-density (B,) of internal coordinates (B, 3N-6) of representatives; -inf outside the domain."""
+        """Log-density (B,) of internal coordinates (B, 3N-6) of representatives; -inf outside the domain.
+
+        Constrained bonds are passed over: they are taken to be at their constants.
+        """
         context, heat = self._temperature(len(coordinates), heat)
         variables = self.folding.variables(coordinates)[:, self._gather]
-        free, stiff = variables.split([sum(self._n_torsions), sum(self._n_stiff)], dim=-1)
+        free, stiff, _ = variables.split([sum(self._n_torsions), sum(self._n_stiff), len(self.constrained)], dim=-1)
         stiff, log_det, inside = self.bounded.inverse(stiff)
         # Inside the flows the batch stands last.
         torsions, more_torsions = free.T.contiguous().split(list(self._n_torsions))
@@ -222,12 +232,19 @@ class MolecularFlow(nn.Module):
 
     def contains(self, positions: Tensor) -> Tensor:
         """Which configurations (B, N, 3) lie in the domain: (B,) bool."""
+        coordinates, held = self._read(positions)
+        stiff = self._gather[sum(self._n_torsions) :][: sum(self._n_stiff)]
+        inside: Tensor = self.bounded.inverse(coordinates[:, stiff])[2]
+        return inside & held
+
+    def _read(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Internal coordinates of representatives with constrained bonds at their constants; which rows have them."""
         coordinates, _ = self.internal.to_internal(self.folding.representative(positions))
-        inside: Tensor = self.bounded.inverse(coordinates[:, self._gather][:, sum(self._n_torsions) :])[2]
-        return inside
+        return self.constrained.pin(coordinates)
 
     def extra_repr(self) -> str:
         heavy, hydrogens = zip(self._n_torsions, self._n_stiff, strict=True)
-        return (
+        text = (
             f"heavy: {heavy[0]} torsions + {heavy[1]} stiff; hydrogens: {hydrogens[0]} torsions + {hydrogens[1]} stiff"
         )
+        return text + (f"; {len(self.constrained)} constrained bonds" if len(self.constrained) else "")

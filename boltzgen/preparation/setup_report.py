@@ -55,6 +55,7 @@ def format_report(molecule: "Molecule") -> str:
         *(("sha256", f"{file} {digest}") for file, digest in zip(origin.files, origin.sha256, strict=True)),
         ("solvent", origin.solvent),
         ("temperature", f"{molecule.temperature.value_in_unit(unit.kelvin):g} K (kT = {molecule.kT:.4f} kJ/mol)"),
+        ("constraints", _constraints(molecule)),
         ("terms", _terms(setup.audit)),
         ("torsions", ", ".join(molecule.torsions) or "none by name"),
         *(("note", note) for note in (*setup.notes, *origin.notes)),
@@ -79,6 +80,11 @@ def _force_field(molecule: "Molecule") -> str:
         return origin.force_field
     sources = ", ".join(origin.parameter_sources[:1]) or "unnamed parameters"
     return f"{origin.force_field}: {', '.join(origin.files)} ({sources}; OpenMM {origin.openmm_version})"
+
+
+def _constraints(molecule: "Molecule") -> str:
+    pairs = [f"{molecule.atom_label(i)}-{molecule.atom_label(j)} {nm:.4f}" for (i, j), nm in molecule.constraints]
+    return f"{len(pairs)} bonds of constant length (nm): {', '.join(pairs)}" if pairs else ""
 
 
 def _terms(audit: TermAudit | None) -> str:
