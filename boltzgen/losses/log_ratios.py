@@ -18,18 +18,24 @@ __all__ = [
 ]
 
 
-def masked_log_variance(log_p: Tensor, log_q: Tensor) -> Tensor:
+def masked_log_variance(log_p: Tensor, log_q: Tensor, n_fresh: int | None = None) -> Tensor:
     """L2+ loss: squared excess of the log-ratio over its detached batch mean, ``mean((r - K‡)_+^2)``.
 
     Only samples whose log-ratio exceeds the batch mean are pulled up, so probability is never pushed away from a
     point without saying where it should go.
+
+    Parameters
+    ----------
+    n_fresh : int, optional
+        Samples of the present flow, which stand first and give the mean K; all, if absent. The others may come from
+        anywhere: the loss is then off-policy.
 
     References
     ----------
     Felardos, Hénin, Charpiat (2022), equation 15.
     """
     log_ratio = log_p - log_q
-    excess = log_ratio - log_ratio.mean().detach()
+    excess = log_ratio - log_ratio[:n_fresh].mean().detach()
     return excess.clamp(min=0).square().mean()
 
 
@@ -47,18 +53,23 @@ def masked_log_variance_attached(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_ratio - log_ratio.mean()).clamp(min=0).square().mean()
 
 
-def log_variance(log_p: Tensor, log_q: Tensor) -> Tensor:
+def log_variance(log_p: Tensor, log_q: Tensor, n_fresh: int | None = None) -> Tensor:
     """L2+ without its mask: the variance of the log-ratio, ``mean((r - K)^2)``.
 
     Detaching K makes no difference here: the derivative by K is ``-2 mean(r - K) = 0`` on every batch. On batches of n
     samples from q its expected gradient is ``2 (n - 1) / n`` times that of KL(q || p).
+
+    Parameters
+    ----------
+    n_fresh : int, optional
+        As of `masked_log_variance`.
 
     References
     ----------
     Felardos, Hénin, Charpiat (2022), equation 14 and appendix H.
     """
     log_ratio = log_p - log_q
-    return (log_ratio - log_ratio.mean().detach()).square().mean()
+    return (log_ratio - log_ratio[:n_fresh].mean().detach()).square().mean()
 
 
 def vargrad(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -99,10 +110,10 @@ class TrajectoryBalance(nn.Module):
         self.log_z = nn.Parameter(parameters[0].detach().new_zeros(1))
         self.register_buffer("started", torch.tensor(False))
 
-    def forward(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def forward(self, log_p: Tensor, log_q: Tensor, n_fresh: int | None = None) -> Tensor:
         log_ratio = log_p - log_q
         if not self.started:
             with torch.no_grad():
-                self.log_z.fill_(log_ratio.mean())
+                self.log_z.fill_(log_ratio[:n_fresh].mean())
                 self.started.fill_(True)
         return (log_ratio - self.log_z).square().mean()

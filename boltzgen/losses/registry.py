@@ -28,8 +28,8 @@ from boltzgen.losses.log_ratios import (
 
 __all__ = ["LOSSES", "Loss", "Objective", "data_free_loss", "find_loss"]
 
-Objective = Callable[[Tensor, Tensor], Tensor]
-"""``(log_p, log_q) -> scalar``, both (B,)."""
+Objective = Callable[..., Tensor]
+"""``(log_p, log_q) -> scalar``, both (B,); of an off-policy loss also ``n_fresh``, how many the present flow drew."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Loss:
         For a loss with a state: made from the parameters of the flow, and called in the same way.
     observable : bool
         ``log_p`` is log p + log |f| for a function f that the user gives.
+    off_policy : bool
+        Whether samples may come from elsewhere than the present flow: the loss then takes ``n_fresh`` too.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Loss:
     function: Objective | None = None
     module: Callable[[Sequence[nn.Parameter]], nn.Module] | None = None
     observable: bool = False
+    off_policy: bool = False
 
     @property
     def detached(self) -> bool:
@@ -93,13 +96,13 @@ _ALL = (
     Loss("weighted-forward-kl", "equation 7", "detached", weighted_forward_kl),
     Loss("estimator-variance", "equation 11", "detached", estimator_variance, observable=True),
     Loss("renyi-2", "equation 12", "detached", renyi_2),
-    Loss("l2+", "equation 15", "detached", masked_log_variance),
+    Loss("l2+", "equation 15", "detached", masked_log_variance, off_policy=True),
     Loss("l2+attached", "appendix H", "detached", masked_log_variance_attached),
-    Loss("log-variance", "appendix H", "detached", log_variance),
+    Loss("log-variance", "appendix H", "detached", log_variance, off_policy=True),
     Loss("vargrad", "Richter et al. (2020)", "detached", vargrad),
     Loss("minibatch-kl", "appendix I.1", "detached", minibatch_kl),
     Loss("controlled-forward-kl", "appendix I.2", "detached", module=ControlledForwardKL),
-    Loss("trajectory-balance", "Malkin et al. (2022)", "detached", module=TrajectoryBalance),
+    Loss("trajectory-balance", "Malkin et al. (2022)", "detached", module=TrajectoryBalance, off_policy=True),
 )
 
 LOSSES = {loss.name: loss for loss in _ALL}

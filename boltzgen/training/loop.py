@@ -1,0 +1,466 @@
+"""The loop that all trainings on the energy run: draw, evaluate, compare, step.
+
+A training is a list of stages run one after the other by `Training`, whose whole state (weights, averages,
+optimiser, random numbers, buffer, counters, history) can be written down between any two steps and taken up again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from openmm import unit
+from torch import Tensor, nn
+
+from boltzgen.errors import CheckpointError
+from boltzgen.losses import data_free_loss, path_log_prob
+from boltzgen.training.batches import Batch, RecentBatches
+from boltzgen.training.cooling import Cooling
+from boltzgen.training.history import Event, History
+from boltzgen.training.processes import Processes
+from boltzgen.training.replay import ReplayBuffer
+from boltzgen.training.safeguard import Safeguard
+from boltzgen.training.stages import BATCH_SIZE, Stage
+
+if TYPE_CHECKING:
+    from boltzgen.generator import BoltzmannGenerator
+    from boltzgen.molecule import Molecule
+
+__all__ = ["CAP_ABOVE_MEDIAN", "MAX_GRADIENT_NORM", "Training", "soft_cap"]
+
+log = logging.getLogger(__name__)
+
+CAP_ABOVE_MEDIAN = 100.0  # kT; thermal fluctuations of 60 coordinates are 5 kT, so no typical state is touched
+MAX_GRADIENT_NORM = 50.0
+AVERAGING = 0.999
+LEARNED_RATE = 10.0  # of a loss's own parameters (log Z), over that of the flow: one number moves further than a weight
+CONFIRMED = 3  # records in a row with the wanted ESS, before a training stops on it
+
+
+class Training:
+    """Runs stages of training on a generator.
+
+    Parameters
+    ----------
+    generator : BoltzmannGenerator
+    stages : list of Stage
+    batch_size : int
+        Of all processes together.
+    observable : callable, optional
+        The function f of positions (B, N, 3), to (B,), of the loss "estimator-variance", which trains towards |f| p.
+    basins : {name: expression or predicate}, optional
+        Populations to follow: such as "0 < phi < 150", or functions of positions (B, N, 3) to bool (B,).
+    buffer : ReplayBuffer, optional
+        Of the configurations to use again, for stages with ``replay``; one of the usual size if absent.
+    seconds : float, optional
+        Wall time after which the training stops, with what it has.
+    target_ess : float, optional
+        Stop as soon as the last batches reach this ESS at the target temperature, three records in a row.
+    shards : int, optional
+        Parts of a batch, each with random numbers of its own; as many as there are processes if absent. Results depend
+        on the number of shards, and up to rounding not on how many processes share them.
+    on_record : callable, optional
+        Called with each record and this training.
+    on_checkpoint : callable, optional
+        Called with this training every ``checkpoint_seconds`` and when interrupted.
+
+    Attributes
+    ----------
+    skipped : int
+        Steps that were left out because their gradient was not finite, or far beyond the usual.
+    """
+
+    def __init__(
+        self,
+        generator: BoltzmannGenerator,
+        stages: list[Stage],
+        *,
+        batch_size: int = BATCH_SIZE,
+        observable: Callable[[Tensor], Tensor] | None = None,
+        basins: Mapping[str, str | Callable[[Tensor], Tensor]] | None = None,
+        buffer: ReplayBuffer | None = None,
+        seconds: float | None = None,
+        target_ess: float | None = None,
+        shards: int | None = None,
+        record_every: int = 25,
+        on_record: Callable[[dict[str, Any], Training], None] | None = None,
+        on_checkpoint: Callable[[Training], None] | None = None,
+        checkpoint_seconds: float = 60.0,
+    ) -> None:
+        self.losses = {stage.loss: data_free_loss(stage.loss, observable is not None) for stage in stages}
+        for stage in stages:
+            if stage.replay and not self.losses[stage.loss].off_policy:
+                raise ValueError(f"the loss {stage.loss!r} cannot use replayed configurations: it needs fresh samples")
+        self.generator = generator
+        self.observable = observable
+        self.stages = stages
+        self.batch_size = batch_size
+        self.basins = {name: _predicate(basin, generator.molecule) for name, basin in (basins or {}).items()}
+        self.buffer = buffer or ReplayBuffer()
+        self.max_seconds, self.target_ess = seconds, target_ess
+        self.record_every = record_every
+        self.on_record = on_record
+        self.on_checkpoint = on_checkpoint
+        self.checkpoint_seconds = checkpoint_seconds
+        self.history = History()
+        self.step = 0  # over all stages
+        self.seconds = 0.0
+        self.skipped = 0
+        self.processes = Processes()
+        self.shards = shards or self.processes.size
+        self._streams = self._random_streams()
+        self._parameters = list(generator.flow.parameters())
+        self.processes.same_start(self._parameters)
+        self.objectives = {name: loss.start(self._parameters) for name, loss in self.losses.items()}
+        self.optimizer = torch.optim.Adam(self._parameters, lr=stages[0].learning_rate_start)
+        learned = [p for module in self._loss_modules().values() for p in module.parameters()]
+        if learned:
+            self.optimizer.add_param_group({"params": learned, "rate": LEARNED_RATE})
+        self.average = [p.detach().clone() for p in self._parameters]
+        self._safeguard = Safeguard(self._parameters, self.optimizer, self.average)
+        self._recent = RecentBatches()
+        self._cooling: Cooling | None = None
+        self._hottest = _hottest(generator)
+        if self._hottest is not None and self._loss_modules():
+            raise ValueError("a loss that learns log Z needs one temperature: train without a temperature range")
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of all stages together."""
+        return sum(stage.n_steps for stage in self.stages)
+
+    @property
+    def evaluations(self) -> int:
+        """Energy evaluations of all stages together."""
+        return sum(stage.n_steps * stage.n_fresh(self.batch_size) for stage in self.stages)
+
+    def locate(self, step: int) -> tuple[Stage, int]:
+        """The stage that a step belongs to, and the step within it."""
+        for stage in self.stages:
+            if step < stage.n_steps:
+                return stage, step
+            step -= stage.n_steps
+        return self.stages[-1], self.stages[-1].n_steps - 1
+
+    def run(self, stop: Callable[[], bool] | None = None) -> History:
+        """Run all steps that are left; then the flow holds the averaged weights.
+
+        Parameters
+        ----------
+        stop : callable, optional
+            Asked before each step; a true answer ends the run early, after a checkpoint, with the averaged weights in
+            the flow and ``history.interrupted`` set.
+
+        Raises
+        ------
+        TrainingDivergedError
+            If the training failed again and again from its last good state.
+        """
+        started, saved = time.monotonic() - self.seconds, time.monotonic()
+        while self.step < self.n_steps:
+            if self.processes.agree(stop is not None and stop()):
+                self.history.interrupted = True
+                break
+            if self._is_done():
+                break
+            stage, within = self.locate(self.step)
+            heat = self._heat_of(stage, within)
+            loss = self._one_step(stage, within, heat)
+            self.step += 1
+            self.seconds = time.monotonic() - started
+            if self.step % self.record_every == 0 or self.step == self.n_steps:
+                self._record(stage, heat, loss)
+            if self.on_checkpoint and time.monotonic() - saved > self.checkpoint_seconds:
+                self.on_checkpoint(self)
+                saved = time.monotonic()
+        if self.on_checkpoint:
+            self.on_checkpoint(self)
+        self._use_average()
+        return self.history
+
+    def _is_done(self) -> bool:
+        """Whether the wall time is over or the wanted ESS reached; said in the history."""
+        reason = None
+        last = self.history.records[-CONFIRMED:]
+        if self.max_seconds is not None and self.seconds > self.max_seconds:
+            reason = f"the wall time of {self.max_seconds:g} s is over"
+        elif self.target_ess is not None and len(last) == CONFIRMED and self._reached(self.target_ess, last):
+            reason = f"the last batches have an ESS of {self.target_ess:.0%} or more"
+        if not self.processes.agree(reason is not None):
+            return False
+        if not self.history.happened("stop"):
+            self._note("stop", f"stopped with {self.n_steps - self.step:,} steps left: {reason}")
+        return True
+
+    @staticmethod
+    def _reached(ess: float, records: list[dict[str, Any]]) -> bool:
+        return all(record["heat"] == 1.0 and record["ess_fraction"] >= ess for record in records)
+
+    def _heat_of(self, stage: Stage, within: int) -> float:
+        """Temperature of a step over the target's, as its stage has it."""
+        if stage.ess_bound is None:
+            return stage.heat(within)
+        if self._cooling is None or self._cooling.stage is not stage:
+            self._cooling = Cooling(stage, self.generator.kT)
+        else:
+            for kind, message in self._cooling.update(self._recent, within):
+                self._note(kind, message)
+        return self._cooling.heat
+
+    def _one_step(self, stage: Stage, within: int, stage_heat: float) -> float:
+        heat = self._heat(stage_heat)
+        kT = self.generator.kT * heat
+        options = {"heat": heat} if self._hottest is not None else {}
+        rate = stage.learning_rate(within) * self._safeguard.rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("rate", 1.0)
+        positions, log_q, reduced = self._fresh(stage, kT, options)
+        if heat == stage_heat:
+            self._remember(positions, log_q, reduced, kT)
+        n_fresh = len(reduced)
+        replayed = self._replayed(stage, kT, options)
+        if replayed is not None:
+            positions, log_q, reduced = (
+                torch.cat(pair) for pair in zip((positions, log_q, reduced), replayed, strict=True)
+            )
+        log_p = -soft_cap(reduced)
+        kind = self.losses[stage.loss]
+        if kind.observable and self.observable is not None:
+            log_p = log_p + self.observable(positions).abs().log()
+        valid = torch.isfinite(reduced) & torch.isfinite(log_q)
+        if int(valid[:n_fresh].sum()) < n_fresh // 4:
+            self._fail(f"only {int(valid[:n_fresh].sum())} of {n_fresh} samples had a finite energy")
+            return math.nan
+        if not bool(valid.all()):
+            n_fresh = int(valid[:n_fresh].sum())
+            log_p, log_q = log_p[valid], log_q[valid]
+        objective = self.objectives[stage.loss]
+        loss = objective(log_p, log_q) if replayed is None else objective(log_p, log_q, n_fresh=n_fresh)
+        self._descend(loss)
+        return float(loss.detach())
+
+    def _fresh(self, stage: Stage, kT: float, options: dict[str, float]) -> tuple[Tensor, Tensor, Tensor]:
+        """New samples (B, ...) without gradient; their log q and reduced energies, differentiable as the loss needs it.
+
+        Of all shards and processes: those of other processes without gradient.
+        """
+        flow, loss = self.generator.flow, self.losses[stage.loss]
+        n = stage.n_fresh(self.batch_size)
+        sizes = [n // self.shards + (shard < n % self.shards) for shard in self._streams]
+        with torch.set_grad_enabled(not loss.detached):
+            parts = [
+                flow.sample_and_log_prob(size, stream, **options)
+                for size, stream in zip(sizes, self._streams.values(), strict=True)
+            ]
+            positions = torch.cat([part for part, _ in parts])
+            reduced = self.generator.reduced_energy(positions, kT)
+        if loss.detached or loss.samples == "path":
+            at_fixed = flow.log_prob(positions.detach(), **options)
+            log_q = at_fixed if loss.detached else path_log_prob(torch.cat([q for _, q in parts]), at_fixed)
+        else:
+            log_q = torch.cat([q for _, q in parts])
+        gather = self.processes.gather
+        return gather(positions.detach()), gather(log_q), gather(reduced)
+
+    def _replayed(self, stage: Stage, kT: float, options: dict[str, float]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Configurations of the buffer, with log q under the present parameters; None if there are none to use."""
+        n = self.batch_size - stage.n_fresh(self.batch_size)
+        if not n or not len(self.buffer):
+            return None
+        positions, reduced = self.buffer.draw(n, kT, next(iter(self._streams.values())))
+        log_q = self.generator.flow.log_prob(positions, **options)
+        gather = self.processes.gather
+        return gather(positions), gather(log_q), gather(reduced)
+
+    def _remember(self, positions: Tensor, log_q: Tensor, reduced: Tensor, kT: float) -> None:
+        """Keep a batch, for monitoring and for stages that use it again."""
+        finite = torch.isfinite(reduced.detach()) & torch.isfinite(log_q.detach())
+        positions, log_q, reduced = positions[finite], log_q.detach()[finite], reduced.detach()[finite]
+        if not len(positions):
+            return
+        alignment = self.generator.alignment
+        offset = torch.zeros_like(reduced) if alignment is None else alignment(positions).detach()
+        energy = (reduced - offset) * kT
+        inside = {name: predicate(positions) for name, predicate in self.basins.items()}
+        self._recent.add(Batch(energy, offset, log_q, inside))
+        if any(stage.replay for stage in self.stages):
+            self.buffer.add(positions, energy, offset, log_q)
+
+    def _descend(self, loss: Tensor) -> None:
+        """One step of the optimiser, unless the gradient is none to follow."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.processes.sum_gradients(self._parameters)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM))
+        if not self._safeguard.is_good(float(loss.detach()), norm):
+            self._fail(f"the gradient norm was {norm:g}")
+            return
+        self.optimizer.step()
+        self._update_average()
+        self._safeguard.took(norm)
+
+    def _fail(self, reason: str) -> None:
+        self.skipped += 1
+        log.warning("step %d skipped: %s (%d so far)", self.step, reason, self.skipped)
+        done = self._safeguard.failed(reason)
+        if done is not None:
+            self._recent.clear()
+            self._note("divergence", done)
+
+    def _note(self, kind: str, message: str) -> None:
+        event = Event(self.step, kind, message)
+        self.history.events.append(event)
+        log.warning("%s", event)
+
+    def _heat(self, heat: float) -> float:
+        """Temperature of a step over the target's: the stage's.
+
+        A generator with a temperature range takes every second step at a temperature drawn between the stage's and the
+        highest, uniform in its logarithm: one temperature a step, for the losses compare samples of one log Z.
+        """
+        if self._hottest is None or self.step % 2 == 0 or heat >= self._hottest:
+            return heat
+        stream = torch.Generator().manual_seed(hash((self.generator.seed, self.step)) % 2**63)
+        share = float(torch.rand((), generator=stream))
+        return float(heat * (self._hottest / heat) ** share)
+
+    def _random_streams(self) -> dict[int, torch.Generator]:
+        """The random numbers of each shard that is drawn here: the generator's own for the first."""
+        if self.shards % self.processes.size:
+            raise ValueError(f"{self.shards} shards cannot be shared evenly by {self.processes.size} processes")
+        own = self.shards // self.processes.size
+        generator = self.generator
+        return {
+            shard: generator.rng
+            if shard == 0
+            else torch.Generator(generator.device).manual_seed(generator.seed + shard * 7919)
+            for shard in range(self.processes.rank * own, (self.processes.rank + 1) * own)
+        }
+
+    def _update_average(self) -> None:
+        decay = min(AVERAGING, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self._parameters], 1 - decay)
+
+    def _use_average(self) -> None:
+        with torch.no_grad():
+            for parameter, average in zip(self._parameters, self.average, strict=True):
+                parameter.copy_(average)
+
+    def _record(self, stage: Stage, heat: float, loss: float) -> None:
+        molecule, kT = self.generator.molecule, self.generator.kT * heat
+        target = molecule.temperature.value_in_unit(unit.kelvin) if molecule is not None else 1.0
+        seen = len(self._recent) > 0
+        record = {
+            "stage": stage.name,
+            "step": self.step,
+            "temperature": heat * target,
+            "heat": heat,
+            "loss": loss,
+            "ess_fraction": self._recent.ess_fraction(kT) if seen else 0.0,
+            "energy_evaluations": self.processes.sum(self.generator.potential.counts.energy),
+            "seconds": self.seconds,
+            "populations": self._recent.populations(kT) if seen else dict.fromkeys(self.basins, math.nan),
+        }
+        self.history.records.append(record)
+        if self.on_record and self.processes.is_first:
+            self.on_record(record, self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, as tensors, numbers and strings only."""
+        return {
+            **self._plan(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "flow": self.generator.flow.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "streams": self._stream_states(),
+            "history": self.history.records,
+            "events": self.history.events_state(),
+            "recent": self._recent.state(),
+            "cooling": None if self._cooling is None else self._cooling.state(),
+            "safeguard": self._safeguard.state(),
+            "buffer": self.buffer.state_dict(),
+            "counts": self.generator.potential.counts.__getstate__(),
+            "skipped": self.skipped,
+            "losses": {name: module.state_dict() for name, module in self._loss_modules().items()},
+        }
+
+    def _plan(self) -> dict[str, Any]:
+        """What another training must share to go on from a state of this one."""
+        return {
+            "stages": [asdict(stage) for stage in self.stages],
+            "batch_size": self.batch_size,
+            "shards": self.shards,
+            "capacity": self.buffer.capacity,
+            "sharpness": self.buffer.sharpness,
+        }
+
+    def _stream_states(self) -> Tensor:
+        """States (shards, n) of the random numbers of all shards."""
+        return self.processes.gather(torch.stack([stream.get_state() for stream in self._streams.values()]))
+
+    def _loss_modules(self) -> dict[str, nn.Module]:
+        """The losses that have a state."""
+        return {name: module for name, module in self.objectives.items() if isinstance(module, nn.Module)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict` of an equal training.
+
+        Raises
+        ------
+        CheckpointError
+            If the stages, the batch size or the buffer differ, named.
+        """
+        for key, value in self._plan().items():
+            if state[key] != value:
+                raise CheckpointError(f"the checkpoint was made with {key} = {state[key]}, this training has {value}")
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.generator.flow.load_state_dict(state["flow"])
+        for tensor, saved in zip(self.average, state["average"], strict=True):
+            tensor.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        for shard, stream in self._streams.items():
+            stream.set_state(state["streams"][shard].cpu())
+        self.history.load(state["history"], state["events"])
+        self.skipped = state["skipped"]
+        for name, module in self._loss_modules().items():
+            module.load_state_dict(state["losses"][name])
+        self._recent.load(state["recent"])
+        self._safeguard.load(state["safeguard"])
+        self.buffer.load_state_dict(state["buffer"])
+        if state["cooling"] is not None:
+            self._cooling = Cooling(self.locate(max(self.step - 1, 0))[0], self.generator.kT)
+            self._cooling.load(state["cooling"])
+        counts = self.generator.potential.counts
+        counts.add(**{key: value - getattr(counts, key) for key, value in state["counts"].items()})
+
+
+def soft_cap(reduced_energy: Tensor) -> Tensor:
+    """Reduced energies (B,) with those far above the batch median replaced by a logarithmic continuation.
+
+    The cap lies 100 kT above the median, where no thermally reached state lies; it enters losses only, never weights.
+    """
+    cap = reduced_energy.detach().median() + CAP_ABOVE_MEDIAN
+    return torch.where(reduced_energy > cap, cap + torch.log1p((reduced_energy - cap).clamp(min=0)), reduced_energy)
+
+
+def _hottest(generator: BoltzmannGenerator) -> float | None:
+    """Highest temperature of a generator with a temperature range, over the target's."""
+    bounds = getattr(getattr(generator.flow, "config", None), "temperature_range", None)
+    return None if bounds is None else generator.heat(bounds[1])
+
+
+def _predicate(basin: str | Callable[[Tensor], Tensor], molecule: Molecule | None) -> Callable[[Tensor], Tensor]:
+    if not isinstance(basin, str):
+        return basin
+    if molecule is None:
+        raise ValueError(f"the basin {basin!r} needs a molecule; give a function of the samples instead")
+    from boltzgen.collective_variables import parse_basin
+
+    return parse_basin(basin, molecule).contains
