@@ -8,7 +8,7 @@ from analytic import GaussianFlow, Harmonic
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import StructureError
 from boltzgen.generator import BoltzmannGenerator
-from boltzgen.pretraining import pretrain
+from boltzgen.pretraining import _held_out, pretrain
 
 
 def test_finds_mean_and_width_of_the_data_without_any_energy():
@@ -30,6 +30,93 @@ def test_weights_of_an_ensemble_are_used():
     generator = BoltzmannGenerator(GaussianFlow(), Harmonic(), kT=1.0)
     pretrain(generator, Ensemble(positions, log_weights, 1.0), n_steps=600, learning_rate=1e-2)
     torch.testing.assert_close(generator.flow.mean.detach(), torch.full((3,), -1.0), rtol=0, atol=0.03)
+
+
+def learn_by_heart(**options):
+    """A flow that may put a narrow Gaussian on each of eight configurations: its training likelihood has no bound."""
+    generator = BoltzmannGenerator(KernelDensity(8), Harmonic(), kT=1.0)
+    data = torch.randn(160, 1, 3, generator=torch.Generator().manual_seed(1))
+    few, many = data[:8], data[8:]
+    generator.flow.start_on(few)
+    history = pretrain(generator, few, validation=many, learning_rate=3e-2, n_steps=400, **options)
+    with torch.no_grad():
+        return history, -float(generator.log_prob(many).mean())
+
+
+def test_what_is_learned_by_heart_is_not_kept():
+    """Held-out likelihood rises and falls again; the generator has the weights of its maximum, and says so."""
+    history, found = learn_by_heart(patience=None)
+    held_out = history.table()["held_out"]
+    lowest = int(np.argmin(held_out))
+    assert 0 < lowest < len(held_out) - 1
+    assert held_out[-1] > held_out[lowest] + 1
+    assert history.table()["kept"].tolist() == [k == lowest for k in range(len(held_out))]
+    assert found == pytest.approx(held_out[lowest], abs=1e-5)
+    assert f"weights of step {history.records[lowest]['step']} are kept" in str(history.events[-1])
+    assert "took all steps" in str(history.events[-1])
+    assert f"weights of step {history.records[lowest]['step']} kept, held-out" in repr(history)
+
+
+def test_training_ends_when_patience_does():
+    history, found = learn_by_heart(patience=3)
+    held_out = history.table()["held_out"]
+    assert len(held_out) - 1 - np.argmin(held_out) == 3
+    assert history.records[-1]["step"] < 400
+    assert "ended early, of 400 steps" in str(history.events[-1])
+    assert found == pytest.approx(held_out.min(), abs=1e-5)
+
+
+def test_nothing_held_out_keeps_the_last_weights():
+    generator = BoltzmannGenerator(GaussianFlow(), Harmonic(), kT=1.0)
+    history = pretrain(generator, torch.zeros(10, 1, 3), validation=0, n_steps=60, learning_rate=1e-2)
+    assert np.isnan(history.table()["held_out"]).all()
+    assert history.records[-1]["kept"]
+    assert "the last weights are kept" in history.events[-1].message
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_shares_that_make_no_sense(share):
+    generator = BoltzmannGenerator(GaussianFlow(), Harmonic(), kT=1.0)
+    with pytest.raises(ValueError, match="validation"):
+        pretrain(generator, torch.zeros(10, 1, 3), validation=share, n_steps=1)
+
+
+def test_what_is_held_out_is_independent():
+    """Whole groups of an ensemble; whole stretches of a trajectory; never all of it."""
+    groups = np.random.default_rng(0).integers(0, 12, 3000)
+    held_out = _held_out(3000, groups, 0.25, seed=1).numpy()
+    assert not set(groups[held_out]) & set(groups[~held_out])
+    assert 0.2 < held_out.mean() < 0.4
+    trajectory = _held_out(1000, None, 0.1, seed=1).numpy()
+    assert trajectory.mean() == 0.1
+    assert np.flatnonzero(np.diff(trajectory.astype(int))).size <= 4  # two stretches of 50, not 100 frames
+    assert _held_out(2, None, 0.9, seed=0).sum() == 1
+
+
+def test_held_out_configurations_without_weight_are_refused():
+    positions = np.random.default_rng(0).normal(size=(40, 1, 3))
+    ensemble = Ensemble(positions, np.where(np.arange(40) < 20, 0.0, -np.inf), 1.0, groups=np.arange(40) // 20)
+    generator = BoltzmannGenerator(GaussianFlow(), Harmonic(), kT=1.0)
+    seed = next(s for s in range(20) if _held_out(40, ensemble.groups, 0.1, s)[-1])
+    with pytest.raises(StructureError, match="validation="):
+        pretrain(generator, ensemble, n_steps=1, seed=seed)
+
+
+class KernelDensity(torch.nn.Module):
+    """Equal mixture of Gaussians with centres and widths of their own."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.centres = torch.nn.Parameter(torch.zeros(n, 3))
+        self.log_width = torch.nn.Parameter(torch.full((n,), 0.5))
+
+    def start_on(self, positions: torch.Tensor) -> None:
+        with torch.no_grad():
+            self.centres.copy_(positions[:, 0])
+
+    def log_prob(self, positions: torch.Tensor) -> torch.Tensor:
+        components = torch.distributions.Normal(self.centres, self.log_width.exp().unsqueeze(1))
+        return components.log_prob(positions).sum(2).logsumexp(1) - np.log(len(self.centres))
 
 
 def test_data_outside_the_domain_are_counted(generator, ensemble_of_mirror_images):

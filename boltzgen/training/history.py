@@ -40,6 +40,9 @@ class History:
     ``ess_fraction``, ``energy_evaluations``, ``seconds`` and ``populations`` (by basin). ESS and populations are those
     of the last batches, weighted at the temperature of their step: following them costs no evaluation.
 
+    Training on data gives none of the latter; its records hold ``held_out``, the mean negative log-likelihood of
+    configurations held out, and ``kept``, true of the one whose weights the generator has in the end.
+
     Attributes
     ----------
     records : list of dict
@@ -80,6 +83,12 @@ class History:
         if not self.records:
             return "<History: empty>"
         last = self.records[-1]
+        kept = next((record for record in self.records if record.get("kept")), None)
+        if kept is not None:
+            return (
+                f"<History: {last['step']:,} steps on data, {last['seconds']:.0f} s, weights of step "
+                f"{kept['step']:,} kept, held-out negative log-likelihood {kept['held_out']:.3f}>"
+            )
         events = f", {len(self.events)} events" if self.events else ""
         return (
             f"<History: {last['energy_evaluations']:,} energy evaluations, {last['seconds']:.0f} s, "
