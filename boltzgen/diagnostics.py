@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import expit, logsumexp
+from scipy.special import logsumexp
+from scipy.stats import binom
+
+from boltzgen.correlation import by_chain, split_r_hat, statistical_inefficiency
 
 __all__ = [
     "Coverage",
     "Verdict",
     "coverage",
     "effective_sample_fraction",
+    "forward_ess_fraction",
     "normalized_weights",
     "pareto_k",
+    "pareto_limit",
     "verdict",
 ]
 
-PARETO_LIMIT = 0.7  # Vehtari et al. (2024): above it the mean of the weights is not to be trusted
+PARETO_LIMIT = 0.7  # Vehtari et al. (2024): above it the mean of the weights is not to be trusted at any practical n
 ESS_LIMIT = 0.01
 COVERAGE_LIMIT = 0.3  # below it a good part of the basin is out of the generator's practical reach
-FEWEST_REFERENCE_SAMPLES = 30  # in a basin, for a coverage to mean anything
+FEWEST_REFERENCE_SAMPLES = 30  # in a basin, for a coverage to acquit
+CERTAINTY = 0.01  # chance that reference samples so poorly covered come from a basin covered to COVERAGE_LIMIT
+FEWEST_EFFECTIVE = 50  # samples, whether weighted or in chains
+R_HAT_LIMIT = 1.1  # Gelman et al. (2013): above it chains have not mixed
+FEWEST_PARTICLE_REPEATS = 3
 
 
 def normalized_weights(log_weights: np.ndarray) -> np.ndarray:
@@ -68,6 +77,11 @@ def pareto_k(log_weights: np.ndarray) -> float:
     return _fit_generalized_pareto(excess[excess > 0])
 
 
+def pareto_limit(n: int) -> float:
+    """Largest Pareto k at which n samples are enough: ``min(1 - 1/log10(n), 0.7)`` (Vehtari et al. 2024, section 3)."""
+    return min(1 - 1 / math.log10(max(n, 2)), PARETO_LIMIT)
+
+
 def _fit_generalized_pareto(x: np.ndarray) -> float:
     """Shape k from sorted positive excesses, with the weak prior of PSIS (10 observations at k = 0.5)."""
     n = len(x)
@@ -100,6 +114,19 @@ class Coverage:
     population_ratio: float
     n_reference: int
 
+    @property
+    def is_missed(self) -> bool:
+        """Whether the reference samples show that the basin is covered to less than the limit.
+
+        Few samples accuse only if so low a mean of values in [0, 1] would be rare (1 %) at the limit; of all
+        distributions on [0, 1] with a given mean the two-valued one spreads widest, hence a binomial test.
+        """
+        if not self.coverage < COVERAGE_LIMIT:
+            return False
+        return bool(
+            binom.cdf(math.floor(self.coverage * self.n_reference), self.n_reference, COVERAGE_LIMIT) < CERTAINTY
+        )
+
 
 def coverage(log_ratio: np.ndarray, in_basin: np.ndarray, reference_weights: np.ndarray) -> Coverage:
     """Coverage of a basin.
@@ -124,37 +151,6 @@ def coverage(log_ratio: np.ndarray, in_basin: np.ndarray, reference_weights: np.
     )
 
 
-def log_z_bar(
-    generated_log_weights: np.ndarray, reference_log_weights: np.ndarray, reference_weights: np.ndarray
-) -> float:
-    """log Z by Bennett's acceptance ratio between generated and (weighted) reference samples.
-
-    Parameters
-    ----------
-    generated_log_weights : (n_G,) array
-        log p~ - log q at generated samples; -inf allowed.
-    reference_log_weights : (n_B,) array
-        The same at reference samples; +inf (outside the generator's domain) allowed.
-    reference_weights : (n_B,) array
-        Statistical weights of the reference samples.
-
-    References
-    ----------
-    Bennett, J. Comput. Phys. 22, 245 (1976); Shirts and Pande, J. Chem. Phys. 122, 144107 (2005), equation 8.
-    """
-    w = reference_weights / reference_weights.sum()
-    n_generated, n_reference = len(generated_log_weights), 1 / np.square(w).sum()
-    log_odds = math.log(n_reference / n_generated)
-
-    def imbalance(log_z: float) -> float:
-        forward = expit(generated_log_weights - log_z + log_odds).sum()
-        backward = n_reference * (w @ expit(log_z - log_odds - reference_log_weights))
-        return float(forward - backward)
-
-    finite = np.concatenate([x[np.isfinite(x)] for x in (generated_log_weights, reference_log_weights)])
-    return float(brentq(imbalance, finite.min() - 20, finite.max() + 20, xtol=1e-10))
-
-
 def forward_ess_fraction(reference_log_weights: np.ndarray, reference_weights: np.ndarray, log_z: float) -> float:
     """Forward ESS ``1 / E_p[p/q]``, in [0, 1]; zero if a reference sample lies outside the generator's domain."""
     w = reference_weights / reference_weights.sum()
@@ -173,7 +169,14 @@ class Verdict:
 
 
 def verdict(
-    log_weights: np.ndarray, n_defects: int = 0, coverages: dict[str, Coverage] | None = None, disagreement: str = ""
+    log_weights: np.ndarray,
+    n_defects: int = 0,
+    coverages: Mapping[str, Coverage] | None = None,
+    disagreement: str = "",
+    *,
+    kind: str = "independent",
+    groups: np.ndarray | None = None,
+    energies: np.ndarray | None = None,
 ) -> Verdict:
     """Join the diagnostics into what can honestly be claimed.
 
@@ -186,26 +189,39 @@ def verdict(
         From reference samples; without them a missing mode cannot be ruled out.
     disagreement : str
         What disagrees with a reference beyond the joint 95 % interval, if anything.
+    kind, groups :
+        How the samples depend on each other; see `Sampling`. Independent samples are judged by their weights (effective
+        size, Pareto tail, log Z of both halves), chains by how far they agree and how many independent samples they are
+        worth, particle systems by their weights and the number of repeats.
+    energies : (n,) array, optional
+        Of the samples: what chains are compared in.
     """
-    ess, k = effective_sample_fraction(log_weights), pareto_k(log_weights)
-    unstable = _halves_disagree(log_weights)
-    figures = f"ESS {ess:.1%} of {len(log_weights):,} samples, Pareto k {k:.2f}"
     if n_defects:
         return Verdict("do not use", f"{n_defects} samples had an undefined energy or density")
-    if ess < ESS_LIMIT or ess * len(log_weights) < 50:
-        return Verdict("do not use", f"too few effective samples ({figures})")
-    if k > PARETO_LIMIT:
-        return Verdict("do not use", f"the weights have too heavy a tail ({figures}; k must be below {PARETO_LIMIT})")
-    if unstable:
-        return Verdict("do not use", f"the two halves of the samples disagree on log Z ({figures})")
+    if kind == "chain":
+        problem, figures = _chain_problem(log_weights, groups, energies)
+    elif kind == "particles":
+        problem, figures = _particle_problem(log_weights, groups)
+    else:
+        problem, figures = _weights_problem(log_weights)
+    if problem:
+        return Verdict("do not use", problem)
     if not coverages:
         return Verdict("consistent; missing modes not checked", f"{figures}; no reference samples to look for modes")
     if disagreement:
         return Verdict("do not use", disagreement)
-    rare = [name for name, value in coverages.items() if value.n_reference < FEWEST_REFERENCE_SAMPLES]
+    return _covered(coverages, figures)
+
+
+def _covered(coverages: Mapping[str, Coverage], figures: str) -> Verdict:
+    """What reference samples say about basins: refused where one is missed, undecided where one is too rare to tell."""
     for name, value in coverages.items():
-        if name not in rare and value.coverage < COVERAGE_LIMIT:
-            return Verdict("do not use", f"basin {name} is covered to only {value.coverage:.1%} of the reference")
+        if value.is_missed:
+            return Verdict(
+                "do not use",
+                f"basin {name} is covered to only {value.coverage:.1%} of the reference ({value.n_reference} samples)",
+            )
+    rare = [name for name, value in coverages.items() if value.n_reference < FEWEST_REFERENCE_SAMPLES]
     if rare:
         return Verdict(
             "consistent; missing modes not checked",
@@ -213,6 +229,51 @@ def verdict(
         )
     worst = min(coverages.values(), key=lambda value: value.coverage)
     return Verdict("usable", f"{figures}; every basin covered to at least {worst.coverage:.0%} of the reference")
+
+
+def _weights_problem(log_weights: np.ndarray) -> tuple[str, str]:
+    """What is wrong with the weights of independent samples, if anything, and their figures."""
+    n, ess, k = len(log_weights), effective_sample_fraction(log_weights), pareto_k(log_weights)
+    figures = f"ESS {ess:.1%} of {n:,} samples, Pareto k {k:.2f}"
+    if ess < ESS_LIMIT or ess * n < FEWEST_EFFECTIVE:
+        return f"too few effective samples ({figures})", figures
+    if k > pareto_limit(n):
+        return f"the weights have too heavy a tail ({figures}; k must be below {pareto_limit(n):.2f})", figures
+    if _halves_disagree(log_weights):
+        return f"the two halves of the samples disagree on log Z ({figures})", figures
+    return "", figures
+
+
+def _chain_problem(log_weights: np.ndarray, groups: np.ndarray | None, energies: np.ndarray | None) -> tuple[str, str]:
+    """What is wrong with chains, judged by their energies, if anything, and their figures."""
+    n = len(log_weights)
+    if energies is None or not np.isfinite(energies).all():
+        return "", f"{n:,} samples of chains whose energies are not known, so their mixing is not checked"
+    chains = by_chain(energies, groups)
+    g, r_hat = statistical_inefficiency(chains), split_r_hat(chains)
+    effective = n * effective_sample_fraction(log_weights) / g
+    figures = f"{len(chains)} chains of {n:,} samples worth {effective:,.0f} independent ones, R-hat {r_hat:.2f}"
+    if effective < FEWEST_EFFECTIVE:
+        return f"too few independent samples ({figures})", figures
+    if r_hat > R_HAT_LIMIT:
+        return f"the chains have not mixed ({figures})", figures
+    return "", figures
+
+
+def _particle_problem(log_weights: np.ndarray, groups: np.ndarray | None) -> tuple[str, str]:
+    """What is wrong with repeats of a particle system, if anything, and their figures."""
+    repeats = by_chain(log_weights, groups)
+    ess = effective_sample_fraction(log_weights)
+    log_z = np.array([logsumexp(repeat) - math.log(len(repeat)) for repeat in repeats])
+    spread = effective_sample_fraction(log_z)
+    figures = f"{len(repeats)} independent repeats, ESS {ess:.1%} of {len(log_weights):,} particles"
+    if len(repeats) < FEWEST_PARTICLE_REPEATS:
+        return f"too few independent repeats of the particle system to know its error ({figures})", figures
+    if ess * len(log_weights) < FEWEST_EFFECTIVE:
+        return f"too few effective particles ({figures})", figures
+    if spread * len(repeats) < FEWEST_PARTICLE_REPEATS:
+        return f"one repeat outweighs the others ({figures})", figures
+    return "", figures
 
 
 def _halves_disagree(log_weights: np.ndarray) -> bool:

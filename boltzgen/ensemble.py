@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from boltzgen.diagnostics import Verdict, effective_sample_fraction, normalized_weights, pareto_k, verdict
-from boltzgen.errors import OutputError, StructureError
+from boltzgen.diagnostics import Coverage, Verdict, effective_sample_fraction, normalized_weights, pareto_k, verdict
+from boltzgen.errors import EstimateError, OutputError, StructureError
+from boltzgen.uncertainty import KINDS, Sampling
 
 if TYPE_CHECKING:
     from boltzgen.free_energy import FreeEnergies, LogZ
@@ -62,6 +63,20 @@ class Ensemble:
     n_infinite: int = 0
     n_lost: int = 0
     n_defects: int = 0
+    kind: str = ""
+    evaluations: int | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kind = self.kind or ("independent" if self.groups is None else "chain")
+        if kind not in KINDS:
+            raise EstimateError(f"kind must be {', '.join(KINDS)}, not {kind!r}")
+        object.__setattr__(self, "kind", kind)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the samples depend on each other."""
+        return Sampling(self.kind, self.groups)
 
     def __len__(self) -> int:
         return len(self.log_weights)
@@ -96,7 +111,7 @@ class Ensemble:
         """log Z of the domain, with its 95 % interval."""
         from boltzgen.free_energy import log_z
 
-        return log_z(self.log_weights)
+        return log_z(self)
 
     def unbiased(self) -> Ensemble:
         """The same samples with weights of exp(-U/kT), the alignment penalty taken out; itself where there is none.
@@ -109,9 +124,16 @@ class Ensemble:
             return self
         return replace(self, log_weights=self.log_weights - self.log_rigid_integral, log_rigid_integral=None)
 
-    def verdict(self) -> Verdict:
-        """What can be claimed of this ensemble without a reference."""
-        return verdict(self.log_weights, self.n_defects)
+    def verdict(self, coverages: Mapping[str, Coverage] | None = None) -> Verdict:
+        """What can be claimed of this ensemble; missing modes stay unchecked without coverages by reference samples."""
+        return verdict(
+            self.log_weights,
+            self.n_defects,
+            coverages,
+            kind=self.kind,
+            groups=self.groups,
+            energies=self.energies,
+        )
 
     def free_energy(self, basins: Mapping[str, str]) -> FreeEnergies:
         """Free energy of each basin, given as ``{"C7ax": "0 < phi < 150"}``, against all else."""

@@ -3,6 +3,7 @@
 __all__ = [
     "BoltzgenError",
     "CheckpointError",
+    "EstimateError",
     "ForceFieldError",
     "OutputError",
     "PotentialError",
@@ -25,6 +26,10 @@ class ForceFieldError(BoltzgenError, ValueError):
 
 class SelectionError(BoltzgenError, ValueError):
     """A basin or collective-variable expression does not parse, or selects nothing."""
+
+
+class EstimateError(BoltzgenError, ValueError):
+    """These samples cannot give the estimate, or the kind of interval, that was asked for."""
 
 
 class PotentialError(BoltzgenError, ValueError):

@@ -92,8 +92,8 @@ def test_basin_that_the_reference_never_saw_is_no_proof(perfect, generated):
 def test_shipped_reference_can_refuse(generated):
     free_energies = generated.free_energy(BASINS)
     ours = free_energies["C7ax"]
-    near = replace(ours, low_kT=ours.delta_f_kT - 0.05, high_kT=ours.delta_f_kT + 0.05)
-    far = replace(near, delta_f_kT=near.delta_f_kT + 3)
+    near = replace(ours, low=ours.value - 0.05, high=ours.value + 0.05)
+    far = replace(near, value=near.value + 3)
     assert final_verdict(generated, free_energies, None, {"C7ax": near}, GOOD).verdict == UNCHECKED
     judged = final_verdict(generated, free_energies, None, {"C7ax": far}, GOOD)
     assert judged.verdict == "do not use"
@@ -125,7 +125,9 @@ def test_recheck_sees_the_heaviest_sample(generator):
 
 
 def test_units_of_an_estimate_agree():
-    basin = BasinFreeEnergy("A", "phi > 0", 0.5, 0.0, -0.1, 0.1, 2.5, 10, 5, "exact")
+    basin = BasinFreeEnergy(
+        name="A", expression="phi > 0", probability=0.5, value=0.0, low=-0.1, high=0.1, kT=2.5, n_in_basin=5
+    )
     values = {"free_energies": {"A": basin.to_dict()}, "reference": {}, "kT_kJ_per_mol": 2.5}
     from boltzgen.run.answer import _free_energy_rows
 

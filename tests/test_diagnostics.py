@@ -9,11 +9,11 @@ from boltzgen.diagnostics import (
     coverage,
     effective_sample_fraction,
     forward_ess_fraction,
-    log_z_bar,
     normalized_weights,
     pareto_k,
     verdict,
 )
+from boltzgen.free_energy.acceptance_ratio import log_z_bar
 
 
 def gaussian_log_weights(n, sigma, rng, log_z=0.0):

@@ -10,7 +10,7 @@ from openmm import unit
 
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import StructureError
-from boltzgen.free_energy import _basin, log_z
+from boltzgen.free_energy import free_energy_of, log_z
 
 KT = 2.494
 
@@ -25,7 +25,7 @@ def weighted(n, rng, share=0.1):
 
 def test_basin_free_energy_and_its_units():
     ensemble, heads = weighted(200_000, np.random.default_rng(0))
-    result = _basin("heads", "-", ensemble, heads)
+    result = free_energy_of(ensemble, heads, "heads")
     truth = -math.log(0.1 / 0.9)
     assert result.delta_f_kT == pytest.approx(truth, abs=0.03)
     assert result.delta_f_kJ_per_mol == pytest.approx(result.delta_f_kT * KT)
@@ -39,8 +39,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     truth, hits, hits_z = -math.log(0.1 / 0.9), 0, 0
     for _ in range(600):
         ensemble, heads = weighted(2_000, rng)
-        result = _basin("heads", "-", ensemble, heads)
-        hits += result.low_kT <= truth <= result.high_kT
+        result = free_energy_of(ensemble, heads, "heads")
+        hits += result.low <= truth <= result.high
         z = log_z(ensemble.log_weights)
         hits_z += z.low <= 0 <= z.high
     assert hits / 600 == pytest.approx(0.95, abs=0.027)
@@ -55,14 +55,14 @@ def test_correlated_samples_get_the_error_of_their_groups():
         heads = np.repeat(rng.random(400) < 0.5, 100)
         groups = np.repeat(np.arange(40), 1000)
         ensemble = Ensemble(np.zeros((40_000, 1, 3)), np.zeros(40_000), KT, groups=groups)
-        result = _basin("heads", "-", ensemble, heads)
-        hits += result.low_kT <= truth <= result.high_kT
+        result = free_energy_of(ensemble, heads, "heads")
+        hits += result.low <= truth <= result.high
     assert hits / 300 == pytest.approx(0.95, abs=0.04)
 
 
 def test_an_empty_basin_is_infinite_and_unbounded():
     ensemble, _ = weighted(1000, np.random.default_rng(3))
-    result = _basin("nowhere", "-", ensemble, np.zeros(1000, bool))
+    result = free_energy_of(ensemble, np.zeros(1000, bool))
     assert (result.probability, result.delta_f_kT, result.high_kT) == (0.0, math.inf, math.inf)
 
 
@@ -112,7 +112,7 @@ def test_perturbation_of_a_harmonic_well():
     hits, truth = 0, 1.5 * math.log(6 / 4)
     for _ in range(200):
         result = perturb(generator.sample(1000), Harmonic(6.0))
-        hits += result.low_kT <= truth <= result.high_kT
+        hits += result.low <= truth <= result.high
     assert hits / 200 == pytest.approx(0.95, abs=0.046)
     assert result.verdict.verdict.startswith("consistent")
 

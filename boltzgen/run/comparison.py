@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from boltzgen.collective_variables import parse_basin
-from boltzgen.diagnostics import Coverage, Verdict, coverage, forward_ess_fraction, log_z_bar
+from boltzgen.diagnostics import Coverage, Verdict, coverage, forward_ess_fraction
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import BoltzgenError
 from boltzgen.free_energy import BasinFreeEnergy, FreeEnergies
+from boltzgen.free_energy.acceptance_ratio import log_z_bar, weigh_reference
 from boltzgen.generator import BoltzmannGenerator
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Comparison:
     forward_ess : float
         1 / E_p[p/q].
     log_z : float
-        By Bennett's acceptance ratio between both ensembles.
+        By Bennett's acceptance ratio between both ensembles; modulo rigid motion, as that of internal coordinates.
     sampling : Verdict
         Of the sampler on itself.
     round_trips, swap_acceptance :
@@ -69,6 +70,9 @@ def compare(
 ) -> Comparison:
     """Compare a generated ensemble with that of a sampler.
 
+    Either side is weighted for exp(-U/kT): generated samples by `Ensemble.unbiased`, reference samples by
+    `weigh_reference`, which turns them at random where the generator has an alignment penalty.
+
     Parameters
     ----------
     generator : BoltzmannGenerator
@@ -85,15 +89,14 @@ def compare(
     reference, molecule = sampled.ensemble, generated.molecule
     if molecule is None:
         raise BoltzgenError("only ensembles of molecules can be compared")
-    inside = generator.contains(reference.positions)
-    share_outside = float(reference.weights[~inside].sum())
+    # Samples outside the domain count in full: log weight +inf, so coverage and forward ESS are zero there.
+    log_weights, weights = weigh_reference(generator, reference), reference.weights
+    inside = log_weights < np.inf
+    share_outside = float(weights[~inside].sum())
     if not inside.any():
         raise BoltzgenError("no reference sample lies in the domain of the generator: they are of different states")
     kept = reference[inside]
-    energies = reference.energies if reference.energies is not None else generator.energies(reference.positions)
-    # Samples outside the domain count in full: log weight +inf, so coverage and forward ESS are zero there.
-    log_weights, weights = generator.log_weights_of(reference.positions, energies), reference.weights
-    log_z = log_z_bar(generated.log_weights, log_weights[inside], weights[inside])
+    log_z = log_z_bar(generated.unbiased().log_weights, log_weights[inside], weights[inside])
     coverages = {}
     for name, expression in basins.items():
         within = np.asarray(parse_basin(expression, molecule).contains(reference.positions))
