@@ -26,6 +26,7 @@ examples:
   boltzgen run molecule.pdb --budget quick --basin 'C7ax: 0 < phi < 150' --basin 'C5: 90 < psi < 210 and phi < -120'
   boltzgen run molecule.pdb --solvent obc2 --temperature 310 --reference --out results
   boltzgen run molecule.pdb --out results --resume
+  boltzgen run molecule.pdb --hydrogens network        (as in the paper, whose hydrogens sit at their minimum)
 
 basin expressions:
   comparisons such as 0 < phi < 150, joined by and, or, not. Torsions (phi, psi, omega, chi1, ...; phi[2] where
@@ -120,6 +121,19 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--omega", choices=("trans", "free"), default="trans", help="amide torsions stay as in the file, or turn freely"
     )
+    add(
+        "--coordinates",
+        choices=("internal", "cartesian"),
+        default="internal",
+        help="of the heavy atoms; cartesian starts in one basin and is not to be used without --reference",
+    )
+    add(
+        "--hydrogens",
+        choices=("flow", "network", "minimized"),
+        default="flow",
+        help="drawn with exact density, or placed at their energy minimum h(x_C): the target is then "
+        "exp(-U(h(x_C))/kT) on the heavy atoms x_C alone, not the Boltzmann distribution of the molecule",
+    )
     return parser
 
 
@@ -147,6 +161,8 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> int:
             out=arguments.out,
             resume=arguments.resume,
             omega=arguments.omega,
+            coordinates=arguments.coordinates,
+            hydrogens=arguments.hydrogens,
             command=("boltzgen", *words),
         )
         prepared = prepare(options, _say)

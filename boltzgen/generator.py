@@ -159,6 +159,18 @@ class BoltzmannGenerator:
             raise AttributeError("only a molecular flow has internal coordinates")
         return self.flow.chart
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """``coordinates`` and ``hydrogens`` of a molecular flow, as `for_molecule` has them; empty for other flows."""
+        if isinstance(self.flow, PlacedFlow):
+            return self.flow.kinds
+        return {"coordinates": "internal", "hydrogens": "flow"} if isinstance(self.flow, MolecularFlow) else {}
+
+    @property
+    def other_target(self) -> str:
+        """The target in words where it is not the distribution of all atoms; else empty."""
+        return self.flow.hydrogens.target if isinstance(self.flow, PlacedFlow) and not self.flow.is_exact else ""
+
     def domain(self) -> str:
         """The region that can be reached, and the target where it is not exp(-U/kT) of all atoms; empty if unknown."""
         if isinstance(self.flow, PlacedFlow):
@@ -290,7 +302,7 @@ class BoltzmannGenerator:
             positions=array(positions),
             log_weights=np.asarray(array(log_weights)),
             log_rigid_integral=log_rigid,
-            target=self._other_target(),
+            target=self.other_target,
             kT=kT,
             energies=array(energies),
             log_q=array(log_q.double()),
@@ -327,10 +339,6 @@ class BoltzmannGenerator:
             reduced = reduced + self.alignment(torch.as_tensor(positions).double()).cpu().numpy()
         return np.asarray(-reduced - log_q)
 
-    def _other_target(self) -> str:
-        """The target in words where it is not the distribution of all atoms."""
-        return self.flow.hydrogens.target if isinstance(self.flow, PlacedFlow) and not self.flow.is_exact else ""
-
     def _log_q_of(self, positions: np.ndarray) -> np.ndarray:
         like = next(self.flow.parameters())
         with torch.no_grad():
@@ -359,8 +367,7 @@ class BoltzmannGenerator:
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.flow.parameters())
         target = self.molecule or self.potential.name
-        other = self._other_target()
-        note = f", target: {other}" if other else ""
+        note = f", target: {self.other_target}" if self.other_target else ""
         return f"<BoltzmannGenerator of {target}: {n_parameters:,} parameters on {self.device}{note}>"
 
 

@@ -67,7 +67,7 @@ def describe(generator: BoltzmannGenerator) -> tuple[str, dict[str, Tensor]]:
         "coordinates": [asdict(row) for row in chart.rows],
         "symmetry": [asdict(group) for group in chart.symmetry],
         "config": asdict(flow.config),
-        "kinds": {"coordinates": "internal", "hydrogens": "flow"} if isinstance(flow, MolecularFlow) else flow.kinds,
+        "kinds": generator.kinds,
         "alignment": None if generator.alignment is None else generator.alignment.strength,
         "potential": generator.potential.name,
         "kT": generator.kT,

@@ -177,6 +177,9 @@ def one_error(capsys) -> str:
         (["--seed", "-1"], ["seed"]),
         (["--device", "tpu"], ["tpu", "cuda"]),
         (["--omega", "cis"], ["omega"]),
+        (["--coordinates", "cartesain"], ["cartesain", "cartesian"]),
+        (["--hydrogens", "rigid"], ["rigid", "network"]),
+        (["--hydrogens", "network", "--reference"], ["exp(-U(h(x_C))/kT)", "with_placed_hydrogens"]),
         (["--basin", "0 < phi < 150"], ["C7ax: 0 < phi < 150"]),
         (["--basin", "A: phi > 0", "--basin", "A: phi < 0"], ["'A'"]),
         (["--basin", "A: 0 < fi < 150"], ["fi", "phi", "column"]),
@@ -265,7 +268,7 @@ def test_help_and_version(capsys):
     text = capsys.readouterr().out
     for option in ("--forcefield", "--solvent", "--temperature", "--budget", "--basin", "--ph", "--reference"):
         assert option in text
-    for option in ("--device", "--seed", "--out", "--resume", "--omega", "--variant"):
+    for option in ("--device", "--seed", "--out", "--resume", "--omega", "--variant", "--coordinates", "--hydrogens"):
         assert option in text
     assert "exit codes" in text
     assert main([]) == 2

@@ -27,14 +27,20 @@ __all__ = ["write_report"]
 
 GAS_CONSTANT = 8.31446261815324e-3  # kJ/mol/K
 KJ_PER_KCAL = 4.184
-METHOD = """<p>The samples are independent draws from a normalizing flow with exact density q. Each carries the
-importance weight exp(−U/kT)/q, with U the unmodified energy, so that weighted averages are those of the Boltzmann
-distribution within the domain that the generator can reach. ΔF of a basin is −kT ln[P/(1−P)], P its weighted
-population; intervals are 95 %.</p>
+WEIGHTS = """Each carries the importance weight exp(−U/kT)/q, with U the unmodified energy, so that weighted averages
+are those of the Boltzmann distribution within the domain that the generator can reach."""
+OTHER_WEIGHTS = """Each carries an importance weight whose target is {target}: q is the density of the heavy atoms, and
+U the unmodified energy with the hydrogens where they were placed. This is not the Boltzmann distribution of the
+molecule: the width of the hydrogens' distribution about their minimum is left out, which shifts the populations of
+basins where that width differs (Felardos, Hénin and Charpiat, 2022, appendix E)."""
+PENALTY = """ The generator draws all coordinates of the heavy atoms, in an orientation that an alignment penalty
+keeps; the penalty is taken out of the weights that free energies use."""
+METHOD = """<p>The samples are independent draws from a normalizing flow with exact density q. {weights} ΔF of a basin
+is −kT ln[P/(1−P)], P its weighted population; intervals are 95 %.</p>
 <p class="note">ESS: effective sample size (Kish), as a share of n. Pareto k: tail index of the weights; above 0.7 the
 error estimates cannot be trusted (Vehtari et al., 2024). Coverage of a basin: mean over reference samples in it of
 min(1, q/p), one only where the generator is nowhere too thin. Forward ESS: 1/E<sub>p</sub>[p/q] over reference samples.
-Without reference samples nothing certifies that no mode is missing. log Z carries nm to the power 3N−6: compare it
+Without reference samples nothing certifies that no mode is missing. log Z carries {unit}: compare it
 between runs on the same atoms only. L2+, where it was used, is the masked log-variance loss of Felardos, Hénin and
 Charpiat (2022).</p>"""
 
@@ -90,7 +96,7 @@ def write_report(
         section("Weights", draw.weights(ensemble)),
         section("Training", draw.training(history, result, heat) + _stages(history, heat)),
         section("Manifest", _manifest(manifest)),
-        section("How it was made", _method(manifest)),
+        section("How it was made", _method(manifest, ensemble)),
     ]
     return _write_atomically(Path(path), _document(_title(molecule), "".join(sections)))
 
@@ -126,6 +132,11 @@ def _answer(molecule: Molecule | None, ensemble: Ensemble, result: Mapping[str, 
         f'<div class="verdict {level}"><strong>{escape(verdict)}</strong>'
         f"<p>{escape(str(result.get('verdict_reason', '')))}</p></div>\n"
     )
+    if ensemble.target:
+        banner += (
+            f"<p><strong>Target: {escape(ensemble.target)}.</strong> It is not the Boltzmann distribution of the "
+            "molecule: populations and free energies below are those of this target.</p>\n"
+        )
     basins: Mapping[str, Any] = result.get("free_energies") or {}
     if not basins:
         return (
@@ -202,6 +213,10 @@ def _quality(ensemble: Ensemble, result: Mapping[str, Any]) -> str:
     if recheck:
         difference = data(recheck.get("max_abs_difference_kJ_per_mol"), scientific)
         rows.append((f"largest difference to OpenMM, {recheck.get('n')} samples", f"{difference} kJ/mol"))
+    if result.get("placement"):
+        rows.append(
+            ("hydrogens above their minimum, mean", f"{data(result['placement']['mean_excess'], scientific)} kT")
+        )
     for basin, value in (result.get("coverage") or {}).items():
         rows.append((f"coverage of {basin}", data(value, lambda v: f"{v:.3f}")))
     if result.get("forward_ess") is not None:
@@ -220,8 +235,7 @@ def _setup(molecule: Molecule | None, ensemble: Ensemble) -> str:
         return '<p class="note">The target is a bare energy function: there is no molecule.</p>'
     from boltzgen.report.figures import structure
 
-    target = f'<p class="note">Target of the weights: {escape(ensemble.target)}.</p>' if ensemble.target else ""
-    return f'{target}<div class="figures"><pre>{escape(molecule.report())}</pre>{structure(ensemble)}</div>'
+    return f'<div class="figures"><pre>{escape(molecule.report())}</pre>{structure(ensemble)}</div>'
 
 
 def _stages(history: History | None, temperature_unit: str) -> str:
@@ -257,12 +271,16 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
     return rows
 
 
-def _method(manifest: Mapping[str, Any]) -> str:
+def _method(manifest: Mapping[str, Any], ensemble: Ensemble) -> str:
     command = manifest.get("command")
     if isinstance(command, list | tuple):
         command = " ".join(str(word) for word in command)
     line = f"<p>Command: <code>{escape(str(command))}</code></p>\n" if command else ""
-    return line + METHOD
+    weights = OTHER_WEIGHTS.format(target=escape(ensemble.target)) if ensemble.target else WEIGHTS
+    weights += PENALTY if ensemble.log_rigid_integral is not None else ""
+    atoms = "M, the number of heavy atoms" if ensemble.target else "N, the number of atoms"
+    unit = f"nm to the power 3{atoms[0]}−6, with {atoms}"
+    return line + METHOD.format(weights=weights, unit=unit)
 
 
 def _write_atomically(path: Path, text: str) -> Path:

@@ -17,12 +17,19 @@ from boltzgen.run.comparison import OUTSIDE_LIMIT, Comparison, disagreement
 
 if TYPE_CHECKING:
     from boltzgen.ensemble import Ensemble
+    from boltzgen.placement import PlacementAccuracy
 
-__all__ = ["Recheck", "final_verdict", "format_answer", "recheck_energies", "result_values"]
+__all__ = ["ONE_BASIN", "Recheck", "final_verdict", "format_answer", "recheck_energies", "result_values"]
 
 N_RECHECK = 1000
 RECHECK_LIMIT_KT = 0.02  # single-precision platforms of OpenMM stay below
+PLACEMENT_LIMIT_KT = 0.1  # mean energy of placed hydrogens above their minimum; as much may enter a free energy
 UNCHECKED = "consistent; missing modes not checked"
+ONE_BASIN = (
+    "Cartesian coordinates start in one basin and find others in data, of which this training sees none: let "
+    "--reference look for what is missing, or pre-train on data in Python (boltzgen.pretrain)"
+)
+ALL_ATOMS = "exp(-U/kT) of all atoms"
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,37 @@ def final_verdict(
     comparison: Comparison | None,
     shipped: Mapping[str, BasinFreeEnergy],
     recheck: Recheck,
+    *,
+    starts_in_one_basin: bool = False,
+    placement: PlacementAccuracy | None = None,
 ) -> Verdict:
-    """Join the weights, the reference samples if there are any, the shipped reference, and OpenMM's energies."""
+    """Join the weights, the reference samples if there are any, the shipped reference, and OpenMM's energies.
+
+    Parameters
+    ----------
+    starts_in_one_basin : bool
+        Whether the generator knew one basin only when its training began: without reference samples that find no other,
+        its samples are not to be used.
+    placement : PlacementAccuracy, optional
+        Of a network that places hydrogens, on weighted samples.
+    """
+    found = _verdict(ensemble.unbiased(), free_energies, comparison, shipped, recheck, placement)
+    if starts_in_one_basin and comparison is None:
+        reason = ONE_BASIN if found.verdict == UNCHECKED else f"{found.reason}. {ONE_BASIN}"
+        found = Verdict("do not use", reason)
+    if ensemble.target:
+        found = Verdict(found.verdict, f"{found.reason}; populations are those of {ensemble.target}")
+    return found
+
+
+def _verdict(
+    ensemble: Ensemble,
+    free_energies: FreeEnergies,
+    comparison: Comparison | None,
+    shipped: Mapping[str, BasinFreeEnergy],
+    recheck: Recheck,
+    placement: PlacementAccuracy | None,
+) -> Verdict:
     empty = [name for name, basin in free_energies.items() if not math.isfinite(basin.delta_f_kT)]
     if empty:
         where = "all weight lies" if free_energies[empty[0]].probability > 0.5 else "no sample with weight lies"
@@ -88,7 +124,13 @@ def final_verdict(
         problem = disagreement(free_energies, comparison.free_energies, "the reference")
         if comparison.share_outside > OUTSIDE_LIMIT:
             problem = f"{comparison.share_outside:.2%} of the reference lies outside the domain of the generator"
-    problem = problem or disagreement(free_energies, shipped, "the shipped reference")
+    if not ensemble.target:  # the shipped one is of all atoms
+        problem = problem or disagreement(free_energies, shipped, "the shipped reference")
+    if placement is not None and not placement.mean_excess <= PLACEMENT_LIMIT_KT:
+        problem = (
+            f"the network leaves hydrogens {placement.mean_excess:.2g} kT above their minimum on average, more than "
+            f"{PLACEMENT_LIMIT_KT} kT: train it longer (--budget)"
+        )
     difference = recheck.max_abs_difference_kJ_per_mol
     if difference > RECHECK_LIMIT_KT * ensemble.kT:
         problem = f"energies differ from OpenMM's by up to {difference:.2g} kJ/mol"
@@ -113,8 +155,10 @@ def result_values(
     recheck: Recheck,
 ) -> dict[str, Any]:
     """What the samples say, under the stable keys of ``result.json`` (evaluations and time are added by the run)."""
+    ensemble = ensemble.unbiased()
     log_z = ensemble.log_z
     values: dict[str, Any] = {
+        "target": ensemble.target or ALL_ATOMS,
         "n_samples": len(ensemble),
         "kT_kJ_per_mol": ensemble.kT,
         "ess_fraction": ensemble.ess_fraction,
@@ -123,6 +167,7 @@ def result_values(
         "log_z": log_z.value,
         "log_z_low": log_z.low,
         "log_z_high": log_z.high,
+        "log_z_unit": "nm^(3N-6)" if not ensemble.target else "nm^(3M-6) of M heavy atoms",
         "n_infinite": ensemble.n_infinite,
         "n_lost": ensemble.n_lost,
         "n_defects": ensemble.n_defects,
@@ -156,7 +201,7 @@ def result_values(
 
 def format_answer(result: Mapping[str, Any]) -> str:
     """The answer as a few aligned lines."""
-    rows = [*_free_energy_rows(result), *_quality_rows(result)]
+    rows = [*_free_energy_rows(result), *_target_rows(result), *_quality_rows(result)]
     rows.append(("verdict", f"{result['verdict']}: {result['verdict_reason']}"))
     width = max(len(label) for label, _ in rows) + 2
     return "\n".join(f"{label:<{width}}{text}" for label, text in rows)
@@ -175,12 +220,24 @@ def _free_energy_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _target_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The target, where it is not the distribution of all atoms, and how well it is met."""
+    if result.get("target", ALL_ATOMS) == ALL_ATOMS:
+        return []
+    rows = [("target", f"{result['target']}; not the Boltzmann distribution of the molecule")]
+    placement = result.get("placement")
+    if placement:
+        excess, distance = _number(placement["mean_excess"]), _number(1000 * placement["rms_nm"])
+        rows.append(("hydrogens", f"{excess} kT above their minimum on average, {distance} pm from it (rms)"))
+    return rows
+
+
 def _quality_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     ess, k, recheck = result["ess_fraction"], _number(result["pareto_k"]), result["openmm_recheck"]
     log_z = f"{result['log_z']:.3f} [{result['log_z_low']:.3f}, {result['log_z_high']:.3f}]"
     rows = [
         ("weights", f"ESS {ess:.1%} of {result['n_samples']:,} samples, Pareto k {k}"),
-        ("log Z", f"{log_z} (nm^(3N-6))"),
+        ("log Z", f"{log_z} ({result['log_z_unit']})"),
     ]
     if "coverage" in result:
         covered = ", ".join(f"{name} {_number(value)}" for name, value in result["coverage"].items())

@@ -54,6 +54,7 @@ def describe_molecule(molecule: Molecule, source: Path) -> dict[str, Any]:
 def describe_training(generator: BoltzmannGenerator, schedule: Schedule) -> dict[str, Any]:
     """The generator, its domain, the stages, and what they run on."""
     from boltzgen.flows.molecular import MolecularFlow
+    from boltzgen.flows.placed import PlacedFlow
 
     flow = generator.flow
     device = generator.device
@@ -72,7 +73,9 @@ def describe_training(generator: BoltzmannGenerator, schedule: Schedule) -> dict
         "potential": generator.potential.name,
         "potential_report": generator.potential.report().splitlines(),
         "n_parameters": sum(p.numel() for p in flow.parameters()),
-        "networks": asdict(flow.config) if isinstance(flow, MolecularFlow) else None,
+        **generator.kinds,
+        "networks": asdict(flow.config) if isinstance(flow, (MolecularFlow, PlacedFlow)) else None,
+        "target": generator.other_target or "exp(-U/kT) of all atoms",
         "domain": generator.domain() or None,
         "budget": schedule.budget,
         "batch_size": schedule.batch_size,

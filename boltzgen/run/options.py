@@ -12,14 +12,14 @@ import torch
 from boltzgen.errors import BoltzgenError, SelectionError
 from boltzgen.molecule import Molecule
 
-__all__ = ["DeviceError", "RunOptions", "choose_basins", "choose_device"]
+__all__ = ["OptionError", "RunOptions", "check_kinds_of_run", "choose_basins", "choose_device"]
 
 # C7ax of a dipeptide without the part of C5 that wraps round at 180 degrees.
 DEFAULT_BASIN = {"C7ax": "0 < phi < 150"}
 
 
-class DeviceError(BoltzgenError, ValueError):
-    """A device is unknown or not there."""
+class OptionError(BoltzgenError, ValueError):
+    """An option is unknown, is not to be had here, or cannot give an honest answer together with another."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class RunOptions:
         Go on from the checkpoint in ``out``.
     omega : {"trans", "free"}
         Whether amide torsions stay on their side.
+    coordinates : {"internal", "cartesian"}
+        Of the heavy atoms; see `BoltzmannGenerator.for_molecule`.
+    hydrogens : {"flow", "network", "minimized"}
+        Drawn, or a function of the heavy atoms, which is another target; see `BoltzmannGenerator.for_molecule`.
     n_samples : int
         Final samples.
     command : sequence of str
@@ -72,6 +76,8 @@ class RunOptions:
     out: str | Path | None = None
     resume: bool = False
     omega: str = "trans"
+    coordinates: str = "internal"
+    hydrogens: str = "flow"
     n_samples: int = 100_000
     command: tuple[str, ...] = ()
 
@@ -82,7 +88,30 @@ class RunOptions:
             return Path(self.out)
         forcefield = re.sub(r"[^A-Za-z0-9.-]+", "_", Path(self.forcefield).stem)
         solvent = "" if self.solvent == "none" else f"-{self.solvent}"
-        return Path(f"{Path(self.pdb).stem}-{forcefield}{solvent}-seed{self.seed}")
+        kinds = [self.coordinates] * (self.coordinates != "internal") + [self.hydrogens] * (self.hydrogens != "flow")
+        return Path("-".join([f"{Path(self.pdb).stem}-{forcefield}{solvent}", *kinds, f"seed{self.seed}"]))
+
+
+def check_kinds_of_run(options: RunOptions) -> None:
+    """Refuse kinds of generators that are unknown, or that a reference run cannot be compared with.
+
+    Raises
+    ------
+    OptionError
+        With the remedy.
+    """
+    from boltzgen.flows.assembly import check_kinds
+
+    try:
+        check_kinds(options.coordinates, options.hydrogens)
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+    if options.reference and options.hydrogens != "flow":
+        raise OptionError(
+            f"--reference samples exp(-U/kT) of all atoms, but --hydrogens {options.hydrogens} has the target "
+            "exp(-U(h(x_C))/kT) on the heavy atoms alone, so that the two differ by more than errors: leave one of "
+            "them out, or compare in Python with boltzgen.placement.with_placed_hydrogens"
+        )
 
 
 def choose_basins(options: RunOptions, molecule: Molecule) -> dict[str, str]:
@@ -120,13 +149,13 @@ def choose_device(name: str) -> torch.device:
 
     Raises
     ------
-    DeviceError
+    OptionError
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise DeviceError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:N")
+        raise OptionError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices")
+        raise OptionError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices")
     return device

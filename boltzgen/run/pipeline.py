@@ -25,14 +25,15 @@ from boltzgen.generator_description import rebuild
 from boltzgen.interrupts import Interrupts, RunInterrupted
 from boltzgen.molecule import Molecule
 from boltzgen.output_files import OutputFolder, write_bytes, write_json
+from boltzgen.placement import PlacementAccuracy, placement_accuracy, train_placement
 from boltzgen.progress import Progress
 from boltzgen.report import write_report
 from boltzgen.run import manifest, references
-from boltzgen.run.answer import final_verdict, format_answer, recheck_energies, result_values
+from boltzgen.run.answer import ONE_BASIN, final_verdict, format_answer, recheck_energies, result_values
 from boltzgen.run.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from boltzgen.run.comparison import compare
-from boltzgen.run.options import RunOptions, choose_basins, choose_device
-from boltzgen.run.schedules import Schedule, make_schedule, parse_budget
+from boltzgen.run.options import RunOptions, check_kinds_of_run, choose_basins, choose_device
+from boltzgen.run.schedules import PLACEMENT_BATCH, Schedule, make_schedule, parse_budget
 from boltzgen.sampling import SamplingRun
 from boltzgen.training import History, Training
 
@@ -41,6 +42,7 @@ __all__ = ["CHECKPOINT", "PreparedRun", "RunOptions", "RunResult", "execute", "p
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+N_PLACEMENT = 1000  # samples whose hydrogens are compared with their minimum
 # torch.compile takes 10-40 s; below this many evaluations it does not pay on a CPU. It is decided once, not during the
 # training, so that a resumed training computes the very same numbers.
 COMPILE_FROM = 10_000_000
@@ -59,6 +61,7 @@ class PreparedRun:
     schedule: Schedule
     generator: BoltzmannGenerator
     training: Training
+    identity: dict[str, Any]
     started: float
     seconds_before: float = 0.0
 
@@ -116,6 +119,7 @@ def run(options: RunOptions, say: Say | None = None) -> RunResult:
 def prepare(options: RunOptions, say: Say | None = None) -> PreparedRun:
     """Check the input and build everything up to the first training step; see `run`."""
     say, started = say or log.info, time.monotonic()
+    check_kinds_of_run(options)
     budget, device = parse_budget(options.budget), choose_device(options.device)
     folder = OutputFolder(options.folder, options.resume)
     checkpoint = load_checkpoint(folder / CHECKPOINT) if options.resume else None
@@ -126,25 +130,31 @@ def prepare(options: RunOptions, say: Say | None = None) -> PreparedRun:
         say(f"{'basin':<18}{name}: {expression}")
     if not basins:
         say("no basin is named and the molecule has no single phi: there will be no free-energy difference")
-    schedule = make_schedule(budget, molecule.temperature.value_in_unit(unit.kelvin), options.omega)
+    kelvin = molecule.temperature.value_in_unit(unit.kelvin)
+    schedule = make_schedule(budget, kelvin, options.omega, options.hydrogens)
     identity = _identity(options, molecule, schedule, basins)
     if checkpoint is not None:
         checkpoint.check(identity)
     potential = choose_potential(molecule)
     _decide_compilation(potential, schedule, device)
     generator = _generator(options, molecule, potential, schedule, device, checkpoint)
+    for note in _notes(generator):
+        say(note)
     folder.claim()
     training = _training(generator, schedule, basins, folder / CHECKPOINT, identity)
     if checkpoint is not None:
         checkpoint.restore(training)
         say(f"going on from step {training.step:,} of {training.n_steps:,}")
-    return PreparedRun(options, folder, molecule, basins, schedule, generator, training, started, training.seconds)
+    return PreparedRun(
+        options, folder, molecule, basins, schedule, generator, training, identity, started, training.seconds
+    )
 
 
 def execute(prepared: PreparedRun, say: Say | None = None) -> RunResult:
     """Train, sample, compare and write; see `run`."""
     say = say or log.info
     try:
+        _train_placement(prepared, say)
         _train(prepared, say)
         return _answer(prepared, say)
     finally:
@@ -172,6 +182,8 @@ def _identity(options: RunOptions, molecule: Molecule, schedule: Schedule, basin
         "budget": schedule.budget,
         "seed": options.seed,
         "omega": options.omega,
+        "coordinates": options.coordinates,
+        "hydrogens": options.hydrogens,
         "basins": "; ".join(f"{name}: {expression}" for name, expression in basins.items()),
         "networks": str(schedule.config),
         "System": molecule.system_hash,
@@ -193,8 +205,15 @@ def _generator(
 ) -> BoltzmannGenerator:
     if checkpoint is not None:
         return rebuild(checkpoint.description, checkpoint.arrays, device, molecule, potential)
-    config, seed = schedule.config, options.seed
-    return BoltzmannGenerator.for_molecule(molecule, potential, config=config, device=device, seed=seed)
+    return BoltzmannGenerator.for_molecule(
+        molecule,
+        potential,
+        coordinates=options.coordinates,
+        hydrogens=options.hydrogens,
+        config=schedule.config,
+        device=device,
+        seed=options.seed,
+    )
 
 
 def _training(
@@ -211,6 +230,29 @@ def _training(
 
 def _checkpoint(path: Path, training: Training, identity: dict[str, Any]) -> None:
     save_checkpoint(path, training, identity)
+
+
+def _notes(generator: BoltzmannGenerator) -> list[str]:
+    """What must be known of the kind of generator before a long run."""
+    notes = []
+    if generator.other_target:
+        notes.append(f"{'target':<18}{generator.other_target}; not the Boltzmann distribution of the molecule")
+    if generator.kinds["coordinates"] == "cartesian":
+        notes.append(f"{'coordinates':<18}{ONE_BASIN}")
+    return notes
+
+
+def _train_placement(prepared: PreparedRun, say: Say) -> None:
+    """Teach a network where hydrogens go, before the first step of the heavy atoms: it is part of their target."""
+    schedule = prepared.schedule
+    if not schedule.placement_steps or prepared.training.step:
+        return
+    say(f"training the placement of hydrogens: {schedule.placement_steps * PLACEMENT_BATCH:,} energy evaluations")
+    found = train_placement(
+        prepared.generator, n_steps=schedule.placement_steps, batch_size=PLACEMENT_BATCH, seed=prepared.options.seed
+    )
+    say(str(found))
+    prepared.training = _training(prepared.generator, schedule, prepared.basins, prepared.checkpoint, prepared.identity)
 
 
 def _train(prepared: PreparedRun, say: Say) -> None:
@@ -235,14 +277,21 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
     counts = generator.potential.counts.__getstate__()
     ensemble.save(folder.path)
     recheck = recheck_energies(ensemble, seed=options.seed)
+    placement = _placement_of(generator, ensemble, options.seed)
     free_energies = ensemble.free_energy(prepared.basins)
     shipped = references.shipped(generator, prepared.basins, options.omega)
     sampled = _reference(prepared, say) if options.reference else None
     comparison = None if sampled is None else compare(generator, ensemble, sampled, prepared.basins)
-    judged = final_verdict(ensemble, free_energies, comparison, shipped.free_energies, recheck)
+    judged = final_verdict(
+        *(ensemble, free_energies, comparison, shipped.free_energies, recheck),
+        starts_in_one_basin=generator.kinds["coordinates"] == "cartesian",
+        placement=placement,
+    )
     if training_defects:
         judged = Verdict("do not use", f"{training_defects} energies were undefined (NaN) during the training")
     values = result_values(ensemble, free_energies, judged, comparison, shipped.free_energies, recheck) | {
+        **generator.kinds,
+        "placement": None if placement is None else vars(placement),
         "energy_evaluations": counts["energy"],
         "force_evaluations": counts["force"],
         "recheck_evaluations": recheck.n,
@@ -255,6 +304,14 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
     result = RunResult(folder.path, values, generator, ensemble, prepared.training.history, reference)
     _write(prepared, result)
     return result
+
+
+def _placement_of(generator: BoltzmannGenerator, ensemble: Ensemble, seed: int) -> PlacementAccuracy | None:
+    """How far a network places the hydrogens of weighted samples from their minimum; None for other kinds."""
+    if generator.kinds["hydrogens"] != "network":
+        return None
+    heavy = ensemble.resample(N_PLACEMENT, seed).positions[:, ensemble.require_molecule().heavy_atoms]
+    return placement_accuracy(generator, torch.as_tensor(heavy, device=generator.device))
 
 
 def _reference(prepared: PreparedRun, say: Say) -> SamplingRun:

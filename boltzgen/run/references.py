@@ -67,7 +67,8 @@ def shipped(generator: BoltzmannGenerator, basins: Mapping[str, str], omega: str
     if summary is None:
         return Shipped({})
     known = {_plain(entry["expression"]): name for name, entry in summary.free_energies.items()}
-    source = f"converged reference; {summary.command.strip()}"
+    of_all_atoms = ", of all atoms: another target" if generator.other_target else ""
+    source = f"converged reference{of_all_atoms}; {summary.command.strip()}"
     return Shipped(
         {
             name: replace(summary.basin(known[_plain(expression)], generator.kT), method=source)

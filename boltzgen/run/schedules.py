@@ -14,6 +14,10 @@ __all__ = ["PRESETS", "BudgetError", "Preset", "Schedule", "make_schedule", "par
 HOT_KELVIN = 1200.0  # every basin of a peptide is in easy reach
 FEWEST_EVALUATIONS = 10_000
 FEWEST_OF_REFERENCE = 1_000_000
+# Share of the budget that teaches a network where hydrogens go, and its batches: 1,000 steps bring those of the
+# dipeptide to 0.01 kT of the minimum (benchmarks/results/hydrogens.txt).
+PLACEMENT_SHARE, PLACEMENT_BATCH = 0.1, 256
+MINIMIZATION = 10  # evaluations of a minimisation of hydrogens, on average (benchmarks/results/hydrogens.txt)
 
 
 class BudgetError(BoltzgenError, ValueError):
@@ -59,6 +63,10 @@ class Schedule:
     ----------
     budget : str
         A preset's name, or the number of evaluations.
+    placement_steps : int
+        Of the network that places hydrogens, before the first stage; zero where there is none.
+    evaluations_each : int
+        Evaluations that a sample takes, on average.
     """
 
     budget: str
@@ -66,6 +74,8 @@ class Schedule:
     batch_size: int
     config: GeneratorConfig
     reference_evaluations: int
+    placement_steps: int = 0
+    evaluations_each: int = 1
 
     @property
     def n_steps(self) -> int:
@@ -74,7 +84,7 @@ class Schedule:
     @property
     def evaluations(self) -> int:
         """Energy evaluations of the training."""
-        return self.n_steps * self.batch_size
+        return self.n_steps * self.batch_size * self.evaluations_each + self.placement_steps * PLACEMENT_BATCH
 
 
 def parse_budget(text: str | int) -> str | int:
@@ -99,7 +109,7 @@ def parse_budget(text: str | int) -> str | int:
     return int(number)
 
 
-def make_schedule(budget: str | int, kelvin: float, omega: str = "trans") -> Schedule:
+def make_schedule(budget: str | int, kelvin: float, omega: str = "trans", hydrogens: str = "flow") -> Schedule:
     """Stages for a budget at a target temperature.
 
     A number of evaluations is spent as the largest preset within it would (the smallest, if none is).
@@ -112,15 +122,19 @@ def make_schedule(budget: str | int, kelvin: float, omega: str = "trans") -> Sch
         Target temperature.
     omega : {"trans", "free"}
         How amide torsions are treated.
+    hydrogens : {"flow", "network", "minimized"}
+        A network takes its share of the budget, a minimisation takes some evaluations for each sample.
     """
     preset = PRESETS[budget] if isinstance(budget, str) else _nearest(budget)
     evaluations = preset.evaluations if isinstance(budget, str) else budget
-    n_steps = evaluations // preset.batch_size
+    placement_steps = round(PLACEMENT_SHARE * evaluations / PLACEMENT_BATCH) if hydrogens == "network" else 0
+    each = 1 + MINIMIZATION if hydrogens == "minimized" else 1
+    n_steps = max((evaluations - placement_steps * PLACEMENT_BATCH) // (preset.batch_size * each), 1)
     n_annealing, heat = round(preset.annealing * n_steps), max(HOT_KELVIN / kelvin, 1.0)
     stages = (*annealing_stages(heat, n_annealing), refinement_stage(n_steps - n_annealing))
     tempering = max(round(preset.reference_evaluations * evaluations / preset.evaluations), FEWEST_OF_REFERENCE)
     config = replace(preset.config, omega=omega)
-    return Schedule(str(budget), stages, preset.batch_size, config, tempering)
+    return Schedule(str(budget), stages, preset.batch_size, config, tempering, placement_steps, each)
 
 
 def _nearest(evaluations: int) -> Preset:
