@@ -12,6 +12,7 @@ from boltzgen.energy.capping import CappedPotential
 from boltzgen.energy.compiled import CompiledPotential
 from boltzgen.energy.explanation import Contribution, Explanation
 from boltzgen.energy.function import AsePotential, FunctionPotential, SampleFunctionPotential
+from boltzgen.energy.mass_metric import log_mass_metric
 from boltzgen.energy.openmm import OpenMMPotential
 from boltzgen.energy.simplification import simplify
 from boltzgen.errors import PotentialError
@@ -35,6 +36,7 @@ __all__ = [
     "RawEvaluation",
     "SampleFunctionPotential",
     "Status",
+    "log_mass_metric",
     "potential",
     "simplify",
 ]

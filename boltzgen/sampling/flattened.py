@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from boltzgen.energy import CompiledPotential
+from boltzgen.energy import CompiledPotential, log_mass_metric
 from boltzgen.energy.compilation import compile_program
 from boltzgen.energy.geometry import dihedral
 from boltzgen.energy.program import TermProgram
@@ -23,6 +23,7 @@ from boltzgen.energy.tables import Floats, TermTables
 from boltzgen.energy.terms import bicubic_coefficients
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
+from boltzgen.sampling.constraints import constraints_of
 from boltzgen.sampling.langevin import BatchedLangevin, LayoutForces, counted, relax, start_positions
 from boltzgen.sampling.run import Progress, SamplingRun, generator, in_femtoseconds, progress_steps
 
@@ -100,7 +101,8 @@ def torsion_angles(positions: Tensor, atoms: Sequence[Sequence[int]]) -> Tensor:
 def heavy_hydrogens(molecule: Any, mass: float = 6.0) -> np.ndarray:
     """Masses (N,) in amu with hydrogens made heavier, so that 2 fs steps err as little as shorter ones.
 
-    Averages over configurations do not depend on masses. At 6 amu the stretches of N-H and C=O are about equally fast.
+    Averages over configurations do not depend on masses (with constraints: after the weights that account for them). At
+    6 amu the stretches of N-H and C=O are about equally fast.
     """
     from boltzgen.sampling.langevin import system_masses
 
@@ -192,6 +194,8 @@ def flattened_sampling(
 ) -> SamplingRun:
     """Sample under a static bias; log-weights + bias/kT give the unbiased distribution.
 
+    Constraints of the System are kept; log-weights then hold the mass metric too, as in `parallel_tempering`.
+
     Hydrogens are made heavier (`heavy_hydrogens`), which leaves configurational averages as they are.
 
     Parameters
@@ -230,11 +234,12 @@ def flattened_sampling(
             frames.append(frame.cpu().numpy())
             offsets.append(bias.energy(frame).cpu().numpy())
             totals.append(walkers.energies.cpu().numpy())
-    bias_energy = np.concatenate(offsets)
+    bias_energy, positions = np.concatenate(offsets), np.concatenate(frames)
+    metric = log_mass_metric(molecule, torch.from_numpy(positions), heavy_hydrogens(molecule)).numpy()
     return SamplingRun(
         ensemble=Ensemble(
-            positions=np.concatenate(frames),
-            log_weights=bias_energy / molecule.kT,
+            positions=positions,
+            log_weights=bias_energy / molecule.kT - metric,
             kT=molecule.kT,
             energies=np.concatenate(totals) - bias_energy,
             molecule=molecule,
@@ -269,10 +274,12 @@ def _walkers(
     seed: int,
     device: torch.device,
 ) -> BatchedLangevin:
-    x = relax(energy.forces, start_positions(molecule, start, n_walkers).to(device))
-    step = in_femtoseconds(time_step) / 1000
+    x = start_positions(molecule, start, n_walkers).to(device)
     masses = heavy_hydrogens(molecule)
-    return BatchedLangevin(energy.forces, x, masses, molecule.kT, step, friction, generator(seed, device))
+    constraints = constraints_of(molecule.system, masses, x)
+    x = relax(energy.forces, x, constraints=constraints)
+    step, random = in_femtoseconds(time_step) / 1000, generator(seed, device)
+    return BatchedLangevin(energy.forces, x, masses, molecule.kT, step, friction, random, constraints)
 
 
 def _gaussian_kernel(grid_size: int, width: float) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from boltzgen.energy import CompiledPotential, Potential
 from boltzgen.errors import PotentialError
+from boltzgen.sampling.constraints import Constraints
 
 __all__ = ["BatchedLangevin", "LayoutForces", "layout_forces", "relax", "start_positions", "system_masses"]
 
@@ -20,7 +21,10 @@ LayoutForces = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 class BatchedLangevin:
-    """Langevin dynamics by the BAOAB splitting, one force evaluation a step.
+    """Langevin dynamics by the BAOAB splitting, one force evaluation a step; with constraints its geodesic form.
+
+    With constraints positions follow exp(-U/kT) sqrt(det Z) on them: `boltzgen.energy.log_mass_metric` is what the
+    log-weights of the frames need.
 
     Parameters
     ----------
@@ -38,11 +42,14 @@ class BatchedLangevin:
         1/ps.
     generator : torch.Generator
         Source of all randomness.
+    constraints : Constraints, optional
+        Distances that stay constant; the positions must satisfy them.
 
     References
     ----------
     Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34 (2013): BAOAB samples the configurations of a harmonic
-    oscillator exactly, whatever the time step.
+    oscillator exactly, whatever the time step. With constraints: Leimkuhler and Matthews, Proc. R. Soc. A 472,
+    20160138 (2016), g-BAOAB with one drift for each half step.
     """
 
     def __init__(
@@ -54,11 +61,13 @@ class BatchedLangevin:
         time_step: float,
         friction: float,
         generator: torch.Generator,
+        constraints: Constraints | None = None,
     ) -> None:
         self.positions = positions.clone(memory_format=torch.contiguous_format)
         self.time_step = time_step
         self._forces = forces
         self._generator = generator
+        self._constraints = constraints
         self._noise = torch.empty_like(self.positions)
         inverse_mass = torch.from_numpy(1 / np.asarray(masses, dtype=np.float64)).to(positions)[None, :, None]
         self._kick = -time_step * inverse_mass
@@ -66,6 +75,7 @@ class BatchedLangevin:
         thermal = torch.sqrt(torch.as_tensor(kT, dtype=positions.dtype, device=positions.device) * inverse_mass)
         self._spread = thermal * float(np.sqrt(1 - self._decay**2))
         self.velocities = self._noise.normal_(generator=generator) * thermal
+        self._project()
         self.energies, self._gradient = self._evaluate()
 
     @property
@@ -83,19 +93,42 @@ class BatchedLangevin:
         """
         # The centre of mass diffuses and carries no information; near the origin single precision is finest.
         self.positions -= self.positions.mean(dim=1, keepdim=True)
-        x, v, half = self.positions, self.velocities, 0.5 * self.time_step
+        v = self.velocities
         v.addcmul_(self._gradient, 0.5 * self._kick)
         for step in range(n_steps):
-            x.add_(v, alpha=half)
+            self._project()
+            self._drift()
             v.mul_(self._decay).addcmul_(self._noise.normal_(generator=self._generator), self._spread)
-            x.add_(v, alpha=half)
+            self._project()
+            self._drift()
             self.energies, self._gradient = self._evaluate()
             v.addcmul_(self._gradient, self._kick if step < n_steps - 1 else 0.5 * self._kick)
+        self._project()
         if not bool(torch.isfinite(self.energies).all()):
             raise PotentialError(
                 f"{int((~torch.isfinite(self.energies)).sum())} of {self.n_walkers} walkers have no finite energy with "
                 f"a time step of {1e3 * self.time_step:g} fs; use a shorter one, or start from a relaxed structure"
             )
+
+    def _drift(self) -> None:
+        """Half a step along the velocities, which follow the constraints."""
+        half = 0.5 * self.time_step
+        if self._constraints is None:
+            self.positions.add_(self.velocities, alpha=half)
+            return
+        start = self.positions.clone()
+        self.positions.add_(self.velocities, alpha=half)
+        moved, displacement = self._constraints.onto(self.positions, start)
+        self.positions.copy_(moved)
+        self.velocities.add_(displacement, alpha=1 / half)
+
+    def _project(self) -> None:
+        """Leave the velocities no part that would change a constrained distance.
+
+        The projection is linear: one serves all changes of the velocities at the same positions.
+        """
+        if self._constraints is not None:
+            self.velocities.copy_(self._constraints.along(self.velocities, self.positions))
 
     def permute(self, order: Tensor, velocity_scale: Tensor) -> None:
         """Give walker b the state of walker order[b], velocities multiplied by velocity_scale (B,)."""
@@ -155,13 +188,21 @@ def counted(evaluator: LayoutForces, potential: Potential, chunk: int) -> Layout
     return evaluate
 
 
-def relax(forces: LayoutForces, positions: Tensor, n_steps: int = 200) -> Tensor:
-    """Take the worst strain out of (3, N, B) coordinates: steepest descent with at most 0.5 pm a step."""
+def relax(
+    forces: LayoutForces, positions: Tensor, n_steps: int = 200, constraints: Constraints | None = None
+) -> Tensor:
+    """Take the worst strain out of (3, N, B) coordinates: steepest descent with at most 0.5 pm a step.
+
+    The result satisfies the constraints, whether the start does or not.
+    """
     x = positions.clone()
+    if constraints is not None:
+        x = constraints.onto(x, x)[0]
     for _ in range(n_steps):
         _, gradient = forces(x)
         assert gradient is not None
-        x -= (2e-6 * torch.nan_to_num(gradient)).clamp(-5e-4, 5e-4)
+        step = (2e-6 * torch.nan_to_num(gradient)).clamp(-5e-4, 5e-4)
+        x = x - step if constraints is None else constraints.onto(x - step, x)[0]
     return x
 
 

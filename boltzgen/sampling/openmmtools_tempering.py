@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from openmm import Platform, unit
 
+from boltzgen.energy.mass_metric import log_mass_metric
 from boltzgen.energy.simplification import simplify
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
@@ -40,7 +42,8 @@ def openmmtools_tempering(
 ) -> SamplingRun:
     """Parallel tempering with `openmmtools.multistate.ParallelTemperingSampler`.
 
-    One ladder, one configuration at a time: about a hundred times slower than `parallel_tempering`.
+    One ladder, one configuration at a time: about a hundred times slower than `parallel_tempering`. OpenMM keeps the
+    constraints of the System, and the frames are weighted by the mass metric as those of `parallel_tempering` are.
 
     Parameters
     ----------
@@ -108,7 +111,7 @@ def openmmtools_tempering(
     return SamplingRun(
         ensemble=Ensemble(
             positions=np.array(frames, dtype=np.float32),
-            log_weights=np.zeros(len(frames)),
+            log_weights=-log_mass_metric(molecule, torch.tensor(np.array(frames))).numpy(),
             kT=molecule.kT,
             molecule=molecule,
             groups=np.arange(len(frames)) * n_blocks // len(frames),

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from boltzgen.energy import Potential
+from boltzgen.energy import Potential, log_mass_metric
 from boltzgen.energy import potential as choose_potential
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
+from boltzgen.sampling.constraints import constraints_of
 from boltzgen.sampling.langevin import BatchedLangevin, layout_forces, relax, start_positions, system_masses
 from boltzgen.sampling.run import GAS_CONSTANT, Progress, SamplingRun, generator, in_femtoseconds, in_kelvin
 from boltzgen.sampling.run import progress_steps as steps_of
@@ -120,7 +121,8 @@ def parallel_tempering(
     """Sample the Boltzmann distribution of a molecule by parallel tempering.
 
     Temperatures rise geometrically from the molecule's own to `t_max`; every step is one batch of
-    n_replicas * n_walkers configurations.
+    n_replicas * n_walkers configurations. Constraints of the System are kept, and the frames weighted by the mass
+    metric (`boltzgen.energy.log_mass_metric`), so that they are samples of what a generator has as its target.
 
     Parameters
     ----------
@@ -172,9 +174,10 @@ def parallel_tempering(
     exchange = ReplicaExchange(np.geomspace(t_min, in_kelvin(t_max), n_replicas), n_walkers, generator(seed + 1))
     forces = layout_forces(potential, device, torch.float32, n_steps * n_replicas * n_walkers)
     x = start_positions(molecule, start, n_walkers).to(device).repeat(1, 1, n_replicas)
-    walkers = BatchedLangevin(
-        forces, relax(forces, x), system_masses(molecule), exchange.kT.to(device), step_fs / 1000, friction, random
-    )
+    masses = system_masses(molecule)
+    constraints = constraints_of(molecule.system, masses, x)
+    x = relax(forces, x, constraints=constraints)
+    walkers = BatchedLangevin(forces, x, masses, exchange.kT.to(device), step_fs / 1000, friction, random, constraints)
     n_rounds = max(n_steps // exchange_interval, 1)
     save_rounds = max(save_interval // exchange_interval, 1)
     frames: list[np.ndarray] = []
@@ -204,11 +207,11 @@ def parallel_tempering(
 
 
 def _ensemble(molecule: Any, frames: list[np.ndarray], energies: list[np.ndarray]) -> Ensemble:
-    """Equal weights; the walker is the group."""
+    """Equal weights, but for the mass metric of constraints; the walker is the group."""
     positions = np.concatenate(frames)
     return Ensemble(
         positions=positions,
-        log_weights=np.zeros(len(positions)),
+        log_weights=-log_mass_metric(molecule, torch.from_numpy(positions)).numpy(),
         kT=molecule.kT,
         energies=np.concatenate(energies),
         molecule=molecule,
