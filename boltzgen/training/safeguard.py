@@ -85,7 +85,7 @@ class Safeguard:
                 f"the training diverged {self._returns} times, the last time because {reason}; the generator holds the "
                 "last good parameters: start from a structure without clashes, hotter, or with a lower learning rate"
             )
-        return f"{reason}, {BAD_IN_A_ROW} times in a row: back to the last good state, learning rate times {self.rate:g}"
+        return f"{reason}, {BAD_IN_A_ROW} times in a row: back to the last good state, learning rate x {self.rate:g}"
 
     def _present(self) -> dict[str, Any]:
         return {

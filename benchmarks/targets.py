@@ -1,0 +1,47 @@
+"""The molecules and energies that published Boltzmann generators are measured on, and two of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from openmm import app, unit
+from openmmtools import testsystems
+
+from boltzgen.molecule import Molecule
+
+__all__ = ["TARGETS"]
+
+SYSTEMS = Path(__file__).resolve().parent.parent / "systems"
+
+
+def dipeptide_charmm36m() -> Molecule:
+    """Alanine dipeptide, CHARMM36m, vacuum, 300 K."""
+    return Molecule.from_pdb(SYSTEMS / "alanine_dipeptide.pdb")
+
+
+def dipeptide_ff96() -> Molecule:
+    """Alanine dipeptide, ff96 with OBC1, no constraints, 300 K: the published benchmark."""
+    test = testsystems.AlanineDipeptideImplicit(constraints=None)
+    return Molecule.from_openmm(test.topology, test.system, test.positions, 300 * unit.kelvin)
+
+
+def tetrapeptide_ff99sb() -> Molecule:
+    """ACE-ALA3-NME, ff99SB-ILDN with OBC, bonds of hydrogens constrained, 300 K: the published benchmark."""
+    pdb = app.PDBFile(str(SYSTEMS / "ace_ala3_nme.pdb"))
+    field = app.ForceField("amber99sbildn.xml", "amber99_obc.xml")
+    system = field.createSystem(pdb.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds)
+    return Molecule.from_openmm(pdb.topology, system, pdb.positions, 300 * unit.kelvin)
+
+
+def tetrapeptide_charmm36m() -> Molecule:
+    """ACE-ALA3-NME, CHARMM36m with OBC2, 300 K."""
+    return Molecule.from_pdb(SYSTEMS / "ace_ala3_nme.pdb", solvent="obc2")
+
+
+TARGETS: dict[str, Callable[[], Molecule]] = {
+    "dipeptide-charmm36m": dipeptide_charmm36m,
+    "dipeptide-ff96": dipeptide_ff96,
+    "tetrapeptide-ff99sb": tetrapeptide_ff99sb,
+    "tetrapeptide-charmm36m": tetrapeptide_charmm36m,
+}
