@@ -47,8 +47,8 @@ class Ensemble:
     target : str
         What the weights are of, where it is not the Boltzmann distribution of all atoms.
     n_infinite, n_lost, n_defects : int
-        Samples of infinite energy (kept, with weight zero); evaluations lost (left out of n); undefined energies or
-        densities (left out of n; the verdict is then "do not use").
+        Samples of infinite energy or outside the domain (kept, with weight zero); evaluations lost (left out of n);
+        undefined energies or densities (left out of n; the verdict is then "do not use").
     """
 
     positions: np.ndarray

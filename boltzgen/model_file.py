@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["load_generator", "save_generator"]
 
 FORMAT = "boltzgen generator"
-FORMAT_VERSION = "3"  # since 2: lines of atoms, symmetric groups; since 3: hydrogens in local groups
+# Since 2: lines of atoms, symmetric groups; since 3: hydrogens in local groups; since 4: the domain of Cartesian flows.
+FORMAT_VERSION = "4"
 
 
 def save_generator(generator: BoltzmannGenerator, path: str | os.PathLike[str]) -> Path:

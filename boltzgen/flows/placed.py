@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from boltzgen.coordinates.chart import CoordinateChart
+from boltzgen.coordinates.hydrogens import heavy_chart
+from boltzgen.coordinates.region import Region
 from boltzgen.flows.cartesian import CartesianFlow
 from boltzgen.flows.hydrogen_placement import HydrogenFlow, HydrogenMinimizer, HydrogenNetwork
 from boltzgen.flows.molecular import GeneratorConfig, MolecularFlow
@@ -49,6 +51,9 @@ class PlacedFlow(nn.Module):
     of the heavy atoms, and the target is exp(-U(h(x_C))/kT) on the heavy atoms alone: not the Boltzmann distribution
     of the molecule (Felardos et al. 2022, appendix E).
 
+    A Cartesian flow of heavy atoms can leave the domain of the internal coordinates (the other chirality, cis amides);
+    the target is zero there, see `Region` and `BoltzmannGenerator.reduced_energy`.
+
     Parameters
     ----------
     chart : CoordinateChart
@@ -59,6 +64,11 @@ class PlacedFlow(nn.Module):
     hydrogens : HydrogenFlow, HydrogenNetwork or HydrogenMinimizer
     frame : CartesianFrame, optional
         Of a Cartesian flow: what it was made from, to be saved with it.
+
+    Attributes
+    ----------
+    region : Region or None
+        The domain, where samples may lie outside.
     """
 
     heavy_atoms: Tensor
@@ -74,6 +84,7 @@ class PlacedFlow(nn.Module):
         super().__init__()
         self.chart, self.config = chart, config
         self.heavy, self.hydrogens, self.frame = heavy, hydrogens, frame
+        self.region = Region(chart) if isinstance(heavy, CartesianFlow) else None
         self.register_buffer("heavy_atoms", hydrogens.variables.coordinates.heavy.clone(), persistent=False)
 
     @property
@@ -117,17 +128,13 @@ class PlacedFlow(nn.Module):
 
     def domain(self) -> str:
         """The region that can be reached, and the target on it, in words."""
-        if self.is_cartesian:
-            groups = any(not group.moved.isdisjoint(self.heavy_atoms.tolist()) for group in self.chart.symmetry)
-            heavy = (
-                "Heavy atoms anywhere, in any chirality and isomer"
-                + (", with equal ones under any label" if groups else "")
-                + "; the density is on all their coordinates. "
+        region = (self.chart if self.is_exact else heavy_chart(self.chart)).domain()
+        if self.region is not None:
+            region += (
+                " Heavy atoms are drawn by all their Cartesian coordinates, which can leave this region: such samples "
+                "have weight zero."
             )
-            rest = "Hydrogens within the reach given in the coordinate table, with the labels of the structure. "
-        else:
-            heavy, rest = self.chart.domain() + " ", ""
-        return f"{heavy}{rest}Target: {self.hydrogens.target}."
+        return f"{region} Target: {self.hydrogens.target}."
 
     def extra_repr(self) -> str:
         return f"target: {self.hydrogens.target}"
