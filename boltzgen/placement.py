@@ -1,8 +1,9 @@
 """Hydrogens as a function of the heavy atoms: training the network on energies, and what this target does to a result.
 
 A generator with ``hydrogens="network"`` or ``"minimized"`` has the target exp(-U(h(x_C))/kT) on the heavy atoms x_C
-alone. It differs from the marginal of the Boltzmann distribution by the integral over the hydrogens around h(x_C)
-(Felardos et al. 2022, appendix E); `with_placed_hydrogens` shows by how much, on samples of the latter.
+alone: `PlacedPotential` is that U(h(x_C)), for samplers and anything else that takes a potential. The target differs
+from the marginal of the Boltzmann distribution by the integral over the hydrogens around h(x_C) (Felardos et al. 2022,
+appendix E); `with_placed_hydrogens` shows by how much, on samples of the latter.
 """
 
 from __future__ import annotations
@@ -16,17 +17,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from boltzgen.energy.base import BatchedPotential, RawEvaluation
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import StructureError
 from boltzgen.flows.hydrogen_minimization import minimized_variables
 from boltzgen.flows.hydrogen_placement import HydrogenFlow, HydrogenNetwork
+from boltzgen.flows.molecular import MolecularFlow
 from boltzgen.flows.placed import PlacedFlow
 from boltzgen.training import CAP_ABOVE_MEDIAN, MAX_GRADIENT_NORM, soft_cap
 
 if TYPE_CHECKING:
     from boltzgen.generator import BoltzmannGenerator
 
-__all__ = ["PlacementAccuracy", "placement_accuracy", "train_placement", "with_placed_hydrogens"]
+__all__ = [
+    "PlacedPotential",
+    "PlacementAccuracy",
+    "hydrogen_density",
+    "placement_accuracy",
+    "train_placement",
+    "with_placed_hydrogens",
+]
 
 BATCH = 1024
 
@@ -163,6 +173,87 @@ def placement_accuracy(generator: BoltzmannGenerator, heavy: Tensor) -> Placemen
     )
 
 
+class PlacedPotential(BatchedPotential):
+    """U(h(x_C)), a potential of the heavy atoms x_C alone: the target of a generator whose hydrogens are fixed.
+
+    The package's samplers move the heavy atoms and return whole molecules::
+
+        run = bg.sampling.parallel_tempering(molecule, PlacedPotential(generator), n_steps=100_000, time_step=2.0)
+
+    Parameters
+    ----------
+    generator : BoltzmannGenerator
+        With ``hydrogens="network"`` or ``"minimized"``. Its network is used as it is at the time of each call. An
+        alignment penalty is left out: it does not depend on the conformation.
+
+    Attributes
+    ----------
+    atoms : (n_heavy,) int array
+        Indices of the heavy atoms in the molecule.
+    target : str
+
+    Raises
+    ------
+    StructureError
+        If the hydrogens are not a function of the heavy atoms.
+    """
+
+    name = "hydrogens placed"
+
+    def __init__(self, generator: BoltzmannGenerator) -> None:
+        flow = _fixed(generator)
+        super().__init__(len(flow.heavy_atoms))
+        self.atoms = flow.heavy_atoms.cpu().numpy()
+        self.target: str = flow.hydrogens.target
+        self._flow, self._whole = flow, generator.potential
+
+    def all_atoms(self, positions: Tensor) -> Tensor:
+        """Positions (B, N, 3) in nm for heavy atoms (B, n_heavy, 3), in the precision of the network."""
+        return self._flow.hydrogens.sample(positions.to(next(self._flow.parameters())), None)[0]
+
+    def terms(self, positions: Tensor) -> dict[str, Tensor]:
+        self._check(positions)
+        with torch.no_grad():
+            return self._whole.terms(self.all_atoms(positions).to(positions))
+
+    def report(self) -> str:
+        return f"{self.target}; of all atoms:\n{self._whole.report()}"
+
+    def _evaluate(self, positions: Tensor, forces: bool) -> RawEvaluation:
+        parts = [self._evaluate_batch(x, forces) for x in positions.detach().split(BATCH)]
+        energy = torch.cat([part[0] for part in parts])
+        return RawEvaluation(energy, torch.cat([part[1] for part in parts]) if forces else None)
+
+    def _evaluate_batch(self, heavy: Tensor, forces: bool) -> tuple[Tensor, Tensor]:
+        """Energies and forces; the latter empty if they are not asked for."""
+        with torch.set_grad_enabled(forces):
+            heavy = heavy.clone().requires_grad_(forces)
+            energy = self._whole(self.all_atoms(heavy).to(heavy))
+            slope = torch.autograd.grad(energy.sum(), heavy)[0] if forces else heavy.new_empty(0)
+        return energy.detach(), -slope
+
+
+def hydrogen_density(generator: BoltzmannGenerator) -> HydrogenFlow:
+    """q(x_H | x_C) of a trained generator with internal coordinates and ``hydrogens="flow"``.
+
+    For `with_placed_hydrogens`: on samples of this generator itself, the weights are then those of the heavy atoms
+    alone, ``exp(-U(h(x_C))/kT) / q(x_C)``.
+
+    Raises
+    ------
+    StructureError
+        If the generator has no flow of hydrogens, or one that knows its temperature.
+    """
+    flow = generator.flow
+    if isinstance(flow, PlacedFlow) and isinstance(flow.hydrogens, HydrogenFlow):
+        return flow.hydrogens
+    if not isinstance(flow, MolecularFlow) or flow.config.temperature_range is not None:
+        raise StructureError("only a generator of one temperature with hydrogens='flow' has a density of hydrogens")
+    density = HydrogenFlow(flow.chart, flow.config.hydrogen_reach, **flow.config.hydrogen_sizes())
+    density.flow.load_state_dict(flow.hydrogens.state_dict())
+    return density.to(next(flow.parameters()))
+
+
 def with_placed_hydrogens(
     generator: BoltzmannGenerator, ensemble: Ensemble, density: HydrogenFlow | None = None
 ) -> Ensemble:
@@ -181,7 +272,8 @@ def with_placed_hydrogens(
     ensemble : Ensemble
         With energies of the same potential, such as a reference run.
     density : HydrogenFlow, optional
-        q; the harmonic approximation with turning methyls uniform if absent, which leaves few effective samples.
+        q, such as `hydrogen_density` of a trained generator; the harmonic approximation with turning methyls uniform if
+        absent, which leaves few effective samples.
 
     References
     ----------

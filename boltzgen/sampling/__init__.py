@@ -1,5 +1,6 @@
 """Reference samplers: parallel tempering, and sampling under a flattening bias."""
 
+from boltzgen.sampling.constraints import constrained_frames
 from boltzgen.sampling.domain import domain_of
 from boltzgen.sampling.flattened import (
     BiasedEnergy,
@@ -12,17 +13,20 @@ from boltzgen.sampling.flattened import (
 from boltzgen.sampling.langevin import BatchedLangevin
 from boltzgen.sampling.openmmtools_tempering import openmmtools_tempering
 from boltzgen.sampling.parallel_tempering import ReplicaExchange, parallel_tempering
+from boltzgen.sampling.particles import PartialPotential
 from boltzgen.sampling.reference import Reference, ReferenceSummary, reference, shipped_reference
 from boltzgen.sampling.run import SamplingRun
 
 __all__ = [
     "BatchedLangevin",
     "BiasedEnergy",
+    "PartialPotential",
     "Reference",
     "ReferenceSummary",
     "ReplicaExchange",
     "SamplingRun",
     "TorsionBias",
+    "constrained_frames",
     "domain_of",
     "flattened_sampling",
     "heavy_hydrogens",

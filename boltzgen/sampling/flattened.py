@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from boltzgen.energy import CompiledPotential, log_mass_metric
+from boltzgen.energy import CompiledPotential, Potential
 from boltzgen.energy.compilation import compile_program
 from boltzgen.energy.geometry import dihedral
 from boltzgen.energy.program import TermProgram
@@ -23,8 +23,8 @@ from boltzgen.energy.tables import Floats, TermTables
 from boltzgen.energy.terms import bicubic_coefficients
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
-from boltzgen.sampling.constraints import constraints_of
-from boltzgen.sampling.langevin import BatchedLangevin, LayoutForces, counted, relax, start_positions
+from boltzgen.sampling.langevin import BatchedLangevin, LayoutForces, counted, layout_forces, relax
+from boltzgen.sampling.particles import Particles, particle_numbers
 from boltzgen.sampling.run import Progress, SamplingRun, generator, in_femtoseconds, progress_steps
 
 __all__ = ["BiasedEnergy", "TorsionBias", "flattened_sampling", "heavy_hydrogens", "learn_bias", "torsion_angles"]
@@ -45,9 +45,9 @@ class TorsionBias:
     atoms: tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
     grid: Floats
 
-    def tables(self) -> TermTables:
-        """The bias as a CMAP term."""
-        row = np.array([[*self.atoms[0], *self.atoms[1]]], dtype=np.int64)
+    def tables(self, atoms: Sequence[Sequence[int]] | None = None) -> TermTables:
+        """The bias as a CMAP term; on atoms of other numbers if these are given."""
+        row = np.concatenate(self.atoms if atoms is None else atoms)[None].astype(np.int64)
         return TermTables(cmaps=row, cmap_index=np.zeros(1, dtype=np.int64), cmap_energies=[self.grid])
 
     def energy(self, positions: Tensor) -> Tensor:
@@ -59,35 +59,70 @@ class TorsionBias:
 
 
 class BiasedEnergy:
-    """Energy and gradient of a compiled System with a bias that can be changed without compiling again.
+    """Energy and gradient of a potential with a bias that can be changed without compiling again.
 
     Parameters
     ----------
-    potential : CompiledPotential
-        The System.
+    potential : Potential
+        Of all atoms of a molecule, or a `PartialPotential`. The bias joins the terms of a `CompiledPotential` and is
+        added to the energy of any other.
     bias : TorsionBias
         The first bias; its torsions and grid size stay.
     planned : int
         Evaluations to come, to decide whether compiling pays.
+
+    Attributes
+    ----------
+    forces : LayoutForces
+    torsions : tuple of two tuples of four ints
+        By the numbers of the particles that move.
     """
 
-    def __init__(self, potential: CompiledPotential, bias: TorsionBias, planned: int) -> None:
-        device = potential.device or torch.device("cpu")
-        self._program = potential.with_terms(bias.tables(), device, torch.float32)
+    def __init__(self, potential: Potential, bias: TorsionBias, planned: int) -> None:
+        device = device_of(potential)
+        self.torsions = tuple(particle_numbers(potential, row) for row in bias.atoms)
+        tables = bias.tables(self.torsions)
         self._cells = bias.grid.size
-        program = self._program
-        evaluator: LayoutForces = lambda x: program(x, True)
-        if potential.worth_compiling(planned):
-            batch = potential.chunk_size(device) // 2
-            evaluator, potential.compile_reason = compile_program(
-                program, potential.n_atoms, batch, True, potential.frames
-            )
-        self.forces = counted(evaluator, potential, potential.chunk_size(device))
+        if isinstance(potential, CompiledPotential):
+            self._program = potential.with_terms(tables, device, torch.float32)
+            self.forces = _joined_forces(self._program, potential, device, planned)
+        else:
+            self._program = TermProgram(tables, potential.n_atoms).to(device, torch.float32)
+            self.forces = _added_forces(self._program, layout_forces(potential, device, torch.float32, planned))
 
     def set_grid(self, grid: Floats) -> None:
         """Replace the bias, (n, n) in kJ/mol."""
         table = self._program.bonded.cmap_table
         table[:, -self._cells :] = torch.from_numpy(bicubic_coefficients(grid)).to(table)
+
+
+def device_of(potential: Potential) -> torch.device:
+    """Where a potential is evaluated."""
+    return getattr(potential, "device", None) or torch.device("cpu")
+
+
+def _joined_forces(
+    program: TermProgram, potential: CompiledPotential, device: torch.device, planned: int
+) -> LayoutForces:
+    """Of a System's terms and the bias in one program, compiled if that pays."""
+    evaluator: LayoutForces = lambda x: program(x, True)
+    if potential.worth_compiling(planned):
+        batch = potential.chunk_size(device) // 2
+        evaluator, potential.compile_reason = compile_program(program, potential.n_atoms, batch, True, potential.frames)
+    return counted(evaluator, potential, potential.chunk_size(device))
+
+
+def _added_forces(bias: TermProgram, forces: LayoutForces) -> LayoutForces:
+    """Of a potential, with the bias added."""
+
+    def evaluate(x: Tensor) -> tuple[Tensor, Tensor | None]:
+        energy, gradient = forces(x)
+        with torch.no_grad():
+            more, slope = bias(x, True)
+        assert gradient is not None
+        return energy + more, gradient + slope
+
+    return evaluate
 
 
 def torsion_angles(positions: Tensor, atoms: Sequence[Sequence[int]]) -> Tensor:
@@ -112,7 +147,7 @@ def heavy_hydrogens(molecule: Any, mass: float = 6.0) -> np.ndarray:
 
 def learn_bias(
     molecule: Any,
-    potential: CompiledPotential,
+    potential: Potential,
     torsions: tuple[str, str] = ("phi", "psi"),
     *,
     energy: BiasedEnergy | None = None,
@@ -134,7 +169,7 @@ def learn_bias(
     Parameters
     ----------
     molecule, potential
-        The system, and its compiled energy.
+        The system, and its energy: best a `CompiledPotential`, or a `PartialPotential`.
     torsions : two str
         Names of the torsions (`molecule.torsions`).
     energy : BiasedEnergy, optional
@@ -159,13 +194,13 @@ def learn_bias(
     energy = energy or BiasedEnergy(potential, bias, n_steps * n_walkers)
     grid = np.zeros((grid_size, grid_size))
     energy.set_grid(grid)
-    device = potential.device or torch.device("cpu")
-    walkers = _walkers(molecule, energy, start, n_walkers, time_step, friction, seed, device)
+    particles = Particles(molecule, potential, heavy_hydrogens(molecule))
+    walkers = _walkers(particles, energy, start, n_walkers, time_step, friction, seed, device_of(potential))
     kernel = _gaussian_kernel(grid_size, width)
     kT = molecule.kT
     for _ in progress_steps(n_steps // deposit_interval, progress, "learning the bias"):
         walkers.run(deposit_interval)
-        angles = torsion_angles(walkers.positions, bias.atoms).cpu().numpy()
+        angles = torsion_angles(walkers.positions, energy.torsions).cpu().numpy()
         cell = np.round(angles / 360 * grid_size).astype(int) % grid_size
         scale = height * kT * np.exp(-grid[cell[0], cell[1]] / (kT * (bias_factor - 1)))
         counts = np.zeros_like(grid)
@@ -177,7 +212,7 @@ def learn_bias(
 
 def flattened_sampling(
     molecule: Any,
-    potential: CompiledPotential,
+    potential: Potential,
     bias: TorsionBias,
     *,
     n_steps: int,
@@ -201,7 +236,7 @@ def flattened_sampling(
     Parameters
     ----------
     molecule, potential
-        The system, and its compiled energy.
+        The system, and its energy: best a `CompiledPotential`, or a `PartialPotential`.
     bias : TorsionBias
         From `learn_bias`.
     energy : BiasedEnergy, optional
@@ -221,8 +256,8 @@ def flattened_sampling(
     begin, before = time.perf_counter(), potential.counts.force
     energy = energy or BiasedEnergy(potential, bias, n_steps * n_walkers)
     energy.set_grid(bias.grid)
-    device = potential.device or torch.device("cpu")
-    walkers = _walkers(molecule, energy, start, n_walkers, time_step, friction, seed, device)
+    particles = Particles(molecule, potential, heavy_hydrogens(molecule))
+    walkers = _walkers(particles, energy, start, n_walkers, time_step, friction, seed, device_of(potential))
     frames: list[np.ndarray] = []
     offsets: list[np.ndarray] = []
     totals: list[np.ndarray] = []
@@ -230,12 +265,12 @@ def flattened_sampling(
     for round_ in progress_steps(n_rounds, progress, "flattened sampling"):
         walkers.run(save_interval)
         if round_ >= burn_in * n_rounds:
-            frame = walkers.frames()
+            frame = particles.all_atoms(walkers.frames())
             frames.append(frame.cpu().numpy())
             offsets.append(bias.energy(frame).cpu().numpy())
             totals.append(walkers.energies.cpu().numpy())
     bias_energy, positions = np.concatenate(offsets), np.concatenate(frames)
-    metric = log_mass_metric(molecule, torch.from_numpy(positions), heavy_hydrogens(molecule)).numpy()
+    metric = particles.log_metric(positions)
     return SamplingRun(
         ensemble=Ensemble(
             positions=positions,
@@ -243,6 +278,7 @@ def flattened_sampling(
             kT=molecule.kT,
             energies=np.concatenate(totals) - bias_energy,
             molecule=molecule,
+            target=particles.target,
             groups=np.tile(np.arange(n_walkers) * n_groups // n_walkers, len(frames)),
         ),
         method="flattened torsions, static bias, reweighted",
@@ -251,6 +287,7 @@ def flattened_sampling(
         n_steps=n_rounds * save_interval,
         time_step=in_femtoseconds(time_step),
         seed=seed,
+        mass_metric=float(metric.std()),
         settings={"n_walkers": n_walkers, "n_groups": n_groups, "friction": friction, "burn_in": burn_in},
     )
 
@@ -265,7 +302,7 @@ def flat_bias(molecule: Any, torsions: tuple[str, str], grid_size: int) -> Torsi
 
 
 def _walkers(
-    molecule: Any,
+    particles: Particles,
     energy: BiasedEnergy,
     start: Any,
     n_walkers: int,
@@ -274,12 +311,12 @@ def _walkers(
     seed: int,
     device: torch.device,
 ) -> BatchedLangevin:
-    x = start_positions(molecule, start, n_walkers).to(device)
-    masses = heavy_hydrogens(molecule)
-    constraints = constraints_of(molecule.system, masses, x)
+    x = particles.start(start, n_walkers).to(device)
+    constraints = particles.constraints(x)
     x = relax(energy.forces, x, constraints=constraints)
     step, random = in_femtoseconds(time_step) / 1000, generator(seed, device)
-    return BatchedLangevin(energy.forces, x, masses, molecule.kT, step, friction, random, constraints)
+    kT = particles.molecule.kT
+    return BatchedLangevin(energy.forces, x, particles.masses, kT, step, friction, random, constraints)
 
 
 def _gaussian_kernel(grid_size: int, width: float) -> np.ndarray:

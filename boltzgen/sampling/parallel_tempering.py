@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from boltzgen.energy import Potential, log_mass_metric
+from boltzgen.energy import Potential
 from boltzgen.energy import potential as choose_potential
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
-from boltzgen.sampling.constraints import constraints_of
-from boltzgen.sampling.langevin import BatchedLangevin, layout_forces, relax, start_positions, system_masses
+from boltzgen.sampling.langevin import BatchedLangevin, layout_forces, relax
+from boltzgen.sampling.particles import Particles
 from boltzgen.sampling.run import GAS_CONSTANT, Progress, SamplingRun, generator, in_femtoseconds, in_kelvin
 from boltzgen.sampling.run import progress_steps as steps_of
 
@@ -74,7 +74,7 @@ class ReplicaExchange:
         n = len(self.temperatures)
         energy = energies.to("cpu", torch.float64).reshape(n, self.n_walkers)
         order = torch.arange(n * self.n_walkers).reshape(n, self.n_walkers)
-        low = torch.arange(self._parity, n - 1, 2)
+        low = torch.arange(self._parity, max(n - 1, self._parity), 2)
         self._parity = 1 - self._parity
         if len(low):
             high = low + 1
@@ -129,13 +129,14 @@ def parallel_tempering(
     molecule : Molecule
         Its temperature is the target.
     potential : Potential, optional
-        Its energy; `boltzgen.energy.potential(molecule)` when absent.
+        Its energy; `boltzgen.energy.potential(molecule)` when absent. Of a `PartialPotential`, such as
+        `boltzgen.placement.PlacedPotential`, the atoms that it depends on move and the others follow.
     n_steps : int
         Steps of every replica, burn-in included.
     t_max : Quantity or float
         Highest temperature, K.
     n_replicas, n_walkers : int
-        Temperatures of a ladder, and number of independent ladders.
+        Temperatures of a ladder (one: plain dynamics at the molecule's own), and number of independent ladders.
     time_step : Quantity or float
         fs. Bonds to hydrogen need 1 fs or less with the masses of the System.
     friction : float
@@ -169,15 +170,16 @@ def parallel_tempering(
         raise PotentialError(f"t_max must be above the temperature of the molecule, {t_min:g} K")
     begin, device = time.perf_counter(), torch.device(device)
     potential = choose_potential(molecule) if potential is None else potential
-    before = potential.counts.force
+    particles, before = Particles(molecule, potential), potential.counts.force
     random = generator(seed, device)
     exchange = ReplicaExchange(np.geomspace(t_min, in_kelvin(t_max), n_replicas), n_walkers, generator(seed + 1))
     forces = layout_forces(potential, device, torch.float32, n_steps * n_replicas * n_walkers)
-    x = start_positions(molecule, start, n_walkers).to(device).repeat(1, 1, n_replicas)
-    masses = system_masses(molecule)
-    constraints = constraints_of(molecule.system, masses, x)
+    x = particles.start(start, n_walkers).to(device).repeat(1, 1, n_replicas)
+    constraints = particles.constraints(x)
     x = relax(forces, x, constraints=constraints)
-    walkers = BatchedLangevin(forces, x, masses, exchange.kT.to(device), step_fs / 1000, friction, random, constraints)
+    walkers = BatchedLangevin(
+        forces, x, particles.masses, exchange.kT.to(device), step_fs / 1000, friction, random, constraints
+    )
     n_rounds = max(n_steps // exchange_interval, 1)
     save_rounds = max(save_interval // exchange_interval, 1)
     frames: list[np.ndarray] = []
@@ -187,12 +189,13 @@ def parallel_tempering(
         order, scale = exchange.propose(walkers.energies)
         walkers.permute(order.to(device), scale.to(walkers.positions))
         if round_ >= burn_in * n_rounds and (round_ + 1) % save_rounds == 0:
-            frames.append(walkers.frames()[:n_walkers].cpu().numpy())
+            frames.append(particles.all_atoms(walkers.frames()[:n_walkers]).cpu().numpy())
             energies.append(walkers.energies[:n_walkers].cpu().numpy())
     if not frames:
         raise PotentialError("no frame was saved: n_steps is too small for save_interval and burn_in")
+    ensemble = _ensemble(particles, frames, energies)
     return SamplingRun(
-        ensemble=_ensemble(molecule, frames, energies),
+        ensemble=ensemble,
         method="parallel tempering",
         evaluations=potential.counts.force - before,
         seconds=time.perf_counter() - begin,
@@ -201,20 +204,22 @@ def parallel_tempering(
         seed=seed,
         temperatures=exchange.temperatures.numpy(),
         swap_acceptance=(exchange.accepted / exchange.attempted.clamp(min=1)).numpy(),
-        round_trips=exchange.round_trips,
+        round_trips=exchange.round_trips if n_replicas > 1 else None,
+        mass_metric=float(ensemble.log_weights.std()),
         settings={"n_walkers": n_walkers, "friction": friction, "exchange_interval": exchange_interval},
     )
 
 
-def _ensemble(molecule: Any, frames: list[np.ndarray], energies: list[np.ndarray]) -> Ensemble:
+def _ensemble(particles: Particles, frames: list[np.ndarray], energies: list[np.ndarray]) -> Ensemble:
     """Equal weights, but for the mass metric of constraints; the walker is the group."""
     positions = np.concatenate(frames)
     return Ensemble(
         positions=positions,
-        log_weights=-log_mass_metric(molecule, torch.from_numpy(positions)).numpy(),
-        kT=molecule.kT,
+        log_weights=-particles.log_metric(positions),
+        kT=particles.molecule.kT,
         energies=np.concatenate(energies),
-        molecule=molecule,
+        molecule=particles.molecule,
+        target=particles.target,
         groups=np.tile(np.arange(len(frames[0])), len(frames)),
     )
 
