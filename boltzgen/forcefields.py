@@ -18,7 +18,7 @@ from boltzgen.preparation.caps import merge_caps
 from boltzgen.preparation.particle_types import number_types_by_first_use
 from boltzgen.preparation.term_audit import TermAudit, audit_terms
 
-__all__ = ["FORCE_FIELDS", "SOLVENTS", "BuiltSystem", "Provenance", "build_system"]
+__all__ = ["CONSTRAINTS", "FORCE_FIELDS", "SOLVENTS", "BuiltSystem", "Provenance", "build_system"]
 
 # OpenMM's charmm36.xml holds the 2015 C36 parameters; C36m came with charmm36_2024.xml in OpenMM 8.3.
 FORCE_FIELDS = {
@@ -30,6 +30,7 @@ FORCE_FIELDS = {
     "amber99sb": "amber99sb.xml",
     "amber96": "amber96.xml",
 }
+CONSTRAINTS = {"hbonds": app.HBonds, "allbonds": app.AllBonds}
 SOLVENTS = {name: f"implicit/{name}.xml" for name in ("hct", "obc1", "obc2", "gbn", "gbn2")}
 _C36M_SOURCE = "par_all36m_prot.prm"
 _DATA = Path(app.__file__).parent / "data"
@@ -93,19 +94,31 @@ class Provenance:
 
 @dataclass(frozen=True)
 class BuiltSystem:
-    """An OpenMM System in the atom order of the Topology it was asked for, with where it comes from and its audit."""
+    """An OpenMM System in the atom order of the Topology it was asked for, with where it comes from and its audit.
+
+    Attributes
+    ----------
+    system : openmm.System
+    provenance : Provenance
+    audit : TermAudit
+    unconstrained : openmm.System
+        The same without constraints; itself where there are none.
+    """
 
     system: openmm.System
     provenance: Provenance
     audit: TermAudit
+    unconstrained: openmm.System
 
     @property
     def has_cmap(self) -> bool:
         return any(isinstance(f, openmm.CMAPTorsionForce) and f.getNumTorsions() for f in self.system.getForces())
 
 
-def build_system(topology: app.Topology, forcefield: str | Path, solvent: str | None) -> BuiltSystem:
-    """Build a System without cutoff, constraints or centre-of-mass removal, and check that no term was lost.
+def build_system(
+    topology: app.Topology, forcefield: str | Path, solvent: str | None, constraints: str | None = None
+) -> BuiltSystem:
+    """Build a System without cutoff or centre-of-mass removal, and check that no term was lost.
 
     Parameters
     ----------
@@ -115,12 +128,16 @@ def build_system(topology: app.Topology, forcefield: str | Path, solvent: str | 
         A key of `FORCE_FIELDS`, or the path of an OpenMM XML file.
     solvent : str or None
         A key of `SOLVENTS`, "none" or None.
+    constraints : str or None
+        A key of `CONSTRAINTS`, "none" or None: bonds that become constant, and lose their stretch term. The audit is
+        that of the System without.
 
     Raises
     ------
     ForceFieldError
         If a name or file is unknown, a residue matches no template, or a term is missing in the result.
     """
+    rigid = _constraints(constraints)
     name, files = _forcefield_files(forcefield)
     solvent = _solvent_name(solvent)
     if solvent != "none":
@@ -140,7 +157,15 @@ def build_system(topology: app.Topology, forcefield: str | Path, solvent: str | 
         provenance = replace(provenance, notes=provenance.notes + lost)
         audit = replace(audit, missing=tuple(term for term in audit.missing if not term.startswith("improper")))
     audit.raise_if_incomplete(name)
-    return BuiltSystem(system, provenance, audit)
+    constrained = system if rigid is None else _create_system(loaded, matched, topology, name, rigid)
+    return BuiltSystem(constrained, provenance, audit, system)
+
+
+def _constraints(constraints: str | None) -> object | None:
+    name = "none" if constraints is None else str(constraints).lower()
+    if name not in ("none", *CONSTRAINTS):
+        raise ForceFieldError(f"unknown constraints {constraints!r}: known: none, {', '.join(CONSTRAINTS)}")
+    return CONSTRAINTS.get(name)
 
 
 def _forcefield_files(forcefield: str | Path) -> tuple[str, tuple[str, ...]]:
@@ -207,10 +232,16 @@ def _load_for_peptides(files: tuple[str, ...], amino_acids_only: bool) -> app.Fo
     return loaded
 
 
-def _create_system(loaded: app.ForceField, matched: app.Topology, topology: app.Topology, name: str) -> openmm.System:
+def _create_system(
+    loaded: app.ForceField,
+    matched: app.Topology,
+    topology: app.Topology,
+    name: str,
+    constraints: object | None = None,
+) -> openmm.System:
     try:
         system = loaded.createSystem(
-            matched, nonbondedMethod=app.NoCutoff, constraints=None, rigidWater=False, removeCMMotion=False
+            matched, nonbondedMethod=app.NoCutoff, constraints=constraints, rigidWater=False, removeCMMotion=False
         )
     except Exception as error:
         raise ForceFieldError(_explain(error, matched, loaded, name)) from error

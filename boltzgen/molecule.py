@@ -74,6 +74,7 @@ class Molecule:
         *,
         ph: float = 7.0,
         variants: Mapping[str, str] | None = None,
+        constraints: str | None = None,
     ) -> "Molecule":
         """Read a PDB or mmCIF file, add missing hydrogens and build the System.
 
@@ -91,6 +92,9 @@ class Molecule:
             For residues whose protonation the file leaves open.
         variants : mapping, optional
             Protonation states by residue: {"HIS5": "HIE"}; also "N-terminus": "NH2" and "C-terminus": "COOH".
+        constraints : {None, "hbonds", "allbonds"}
+            Bonds of constant length, as many published set-ups have them: none, those to hydrogen, or all. The
+            positions keep the lengths that the file has; generators and samplers use the constants.
 
         Raises
         ------
@@ -104,7 +108,7 @@ class Molecule:
             raise StructureError(f"pH {ph:g} is outside 0 to 14")
         structure = read_structure(path)
         protonated = add_missing_hydrogens(structure, ph, variants)
-        built = build_system(protonated.topology, forcefield, solvent)
+        built = build_system(protonated.topology, forcefield, solvent, constraints)
         mirrored = d_residues(structure.topology, structure.positions)
         if mirrored and built.has_cmap:
             raise ForceFieldError(
@@ -112,7 +116,7 @@ class Molecule:
                 "it would use the map of the L residue; choose a force field without CMAP, e.g. amber14"
             )
         added = np.array([source is None for source in protonated.source])
-        positions = _relax(built.system, protonated.positions, added)
+        positions = _relax(built.unconstrained, protonated.positions, added)
         topology = _user_topology(structure, protonated)
         setup = SetupRecord(
             source=Path(path).name,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from boltzgen.energy import log_mass_metric
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import StructureError
 from boltzgen.flows.cartesian import CartesianFlow
@@ -51,7 +52,9 @@ def pretrain(
     Parameters
     ----------
     trajectory : mdtraj.Trajectory, Ensemble, or (n, N, 3) array or tensor in nm
-        An Ensemble's weights are used.
+        An Ensemble's weights are used. Configurations without weights of a molecule with constraints are taken to come
+        from dynamics that kept these, and weighted by the mass metric (`boltzgen.energy.log_mass_metric`), so that they
+        stand for the target; an event says how much that changes.
     validation : float, or configurations like those of the trajectory
         What is held out: a share of the trajectory, or independent configurations. A share consists of whole groups of
         an Ensemble that has several (walkers, which are independent), else of whole stretches of a twentieth of the
@@ -85,6 +88,7 @@ def pretrain(
     best = _Best(generator, held_out, patience)
     no_energies = torch.empty(0)
     history, started = History(), time.monotonic()
+    history.events += _weighting(generator, trajectory, data)
     for step in range(1, n_steps + 1):
         rows = torch.multinomial(data.weights, batch_size, replacement=True, generator=rng)
         loss = forward_kl(no_energies, generator.log_prob(generator.oriented(data.positions[rows])))
@@ -221,5 +225,24 @@ def _data(generator: BoltzmannGenerator, trajectory: Any) -> _Data:
             f"{int(outside.sum())} of {len(positions)} configurations lie outside the generator's domain "
             f"(the first is number {int(np.argmax(outside))}): remove them, or widen the domain (omega='free')"
         )
-    share = torch.full((len(positions),), 1 / len(positions)) if weights is None else torch.as_tensor(weights)
-    return _Data(generator.oriented(positions.to(next(generator.flow.parameters()))), share.double())
+    share = _shares(generator, positions) if weights is None else torch.as_tensor(weights).double()
+    return _Data(generator.oriented(positions.to(next(generator.flow.parameters()))), share)
+
+
+def _shares(generator: BoltzmannGenerator, positions: Tensor) -> Tensor:
+    """Weights (n,) of configurations that came without: equal, but for the mass metric of constraints."""
+    if generator.molecule is None:
+        return torch.full((len(positions),), 1 / len(positions), dtype=torch.float64)
+    return torch.softmax(-log_mass_metric(generator.molecule, positions.detach().cpu()), dim=0)
+
+
+def _weighting(generator: BoltzmannGenerator, trajectory: Any, data: _Data) -> list[Event]:
+    """How much the mass metric weighs, where configurations came without weights."""
+    if isinstance(trajectory, Ensemble) or generator.molecule is None or not len(generator.molecule.constraints):
+        return []
+    spread = float(data.weights.log().std())
+    message = (
+        f"configurations of dynamics with {len(generator.molecule.constraints)} constraints are weighted by the mass "
+        f"metric: log-weights vary by {spread:.2g}"
+    )
+    return [Event(0, "weights", message)]

@@ -121,7 +121,18 @@ def energies_under(other: Molecule | Potential, ensemble: Ensemble) -> np.ndarra
     """Energies (n,) in kJ/mol of the samples under any energy function, in float64; see `Potential`."""
     from boltzgen.energy import potential as choose_potential
 
+    _check_constraints(other, ensemble)
     target = choose_potential(other) if hasattr(other, "topology") else other
     with torch.no_grad():
         positions = torch.as_tensor(ensemble.positions)
         return np.concatenate([target(part.double()).cpu().numpy() for part in positions.split(BATCH)])
+
+
+def _check_constraints(other: Molecule | Potential, ensemble: Ensemble) -> None:
+    """Samples of a molecule with constraints say nothing of one without: all have the same bond lengths."""
+    theirs = getattr(other, "constraints", None)
+    if theirs is not None and ensemble.molecule is not None and theirs != ensemble.molecule.constraints:
+        raise EstimateError(
+            f"the samples keep {len(ensemble.molecule.constraints)} constraints, the other molecule {len(theirs)} or "
+            "others: build both Systems with the same"
+        )

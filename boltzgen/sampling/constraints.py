@@ -1,16 +1,23 @@
-"""Constrained distances in batched dynamics: positions on the constraints, velocities along them."""
+"""Constrained distances in dynamics: positions on the constraints, velocities along them, weights of the frames."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openmm
 import torch
 from torch import Tensor
 
-from boltzgen.energy.mass_metric import ConstraintMetric
-from boltzgen.errors import PotentialError
+from boltzgen.coordinates.constrained import TOLERANCE_NM
+from boltzgen.energy.mass_metric import ConstraintMetric, log_mass_metric
+from boltzgen.ensemble import Ensemble
+from boltzgen.errors import PotentialError, StructureError
 
-__all__ = ["Constraints", "constraints_of"]
+if TYPE_CHECKING:
+    from boltzgen.molecule import Molecule
+
+__all__ = ["Constraints", "constrained_frames", "constraints_of", "metric_log_weights"]
 
 TOLERANCE = 1e-5  # of each length, as OpenMM has it; float32 near the origin holds 1e-6
 SPEED_TOLERANCE = 1e-4  # nm/ps; thermal speeds of hydrogens at 300 K are 1.6 nm/ps
@@ -97,3 +104,45 @@ def constraints_of(system: openmm.System, masses: np.ndarray, positions: Tensor)
     """The constraints of a System for walkers at (3, N, B) positions; None if it has none."""
     metric = ConstraintMetric(system, masses)
     return Constraints(metric, positions) if len(metric) else None
+
+
+def metric_log_weights(molecule: Any, positions: np.ndarray, masses: np.ndarray | None = None) -> np.ndarray:
+    """Log-weights (n,) of frames (n, N, 3) of constrained dynamics; zeros where nothing is constrained.
+
+    Parameters
+    ----------
+    masses : (N,) array, optional
+        amu; those of the System if absent.
+    """
+    return np.asarray(-log_mass_metric(molecule, torch.as_tensor(positions), masses).numpy())
+
+
+def constrained_frames(molecule: Molecule, trajectory: Any, groups: np.ndarray | None = None) -> Ensemble:
+    """Frames of a simulation that kept the constraints of a molecule, as an Ensemble with the weights they need.
+
+    Dynamics with constraints samples another distribution than generators have as their target, by the factor of
+    the mass metric; the weights take it out. Without constraints all weights are equal.
+
+    Parameters
+    ----------
+    trajectory : mdtraj.Trajectory or (n, N, 3) array, nm
+        At the molecule's temperature, with the masses of its System.
+    groups : (n,) int array, optional
+        As in `Ensemble`.
+
+    Raises
+    ------
+    StructureError
+        If the number of atoms differs, or the frames do not keep the constraints to within 0.002 nm.
+    """
+    positions = np.asarray(getattr(trajectory, "xyz", trajectory))
+    if positions.ndim != 3 or positions.shape[1:] != (molecule.n_atoms, 3):
+        raise StructureError(f"the frames have shape {positions.shape}, not (n, {molecule.n_atoms}, 3) in nm")
+    errors = np.abs(molecule.constraints.errors(positions)).max(axis=1, initial=0.0)
+    if (errors >= TOLERANCE_NM).any():
+        raise StructureError(
+            f"{int((errors >= TOLERANCE_NM).sum())} of {len(errors)} frames do not keep the molecule's constraints "
+            f"(by up to {errors.max():.3g} nm): they come from another simulation; build the System as it had it"
+        )
+    weights = metric_log_weights(molecule, positions)
+    return Ensemble(positions=positions, log_weights=weights, kT=molecule.kT, molecule=molecule, groups=groups)

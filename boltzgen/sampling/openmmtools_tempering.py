@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from openmm import Platform, unit
 
-from boltzgen.energy.mass_metric import log_mass_metric
 from boltzgen.energy.simplification import simplify
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
+from boltzgen.sampling.constraints import metric_log_weights
 from boltzgen.sampling.run import SamplingRun, in_femtoseconds, in_kelvin
 
 __all__ = ["openmmtools_tempering"]
@@ -108,10 +107,11 @@ def openmmtools_tempering(
         frames = [_target_frame(reporter, state_of, iteration) for iteration in range(first + 1, n_iterations + 1)]
         temperatures = [in_kelvin(state.temperature) for state in sampler._thermodynamic_states]
         reporter.close()
+    log_weights = metric_log_weights(molecule, np.array(frames))
     return SamplingRun(
         ensemble=Ensemble(
             positions=np.array(frames, dtype=np.float32),
-            log_weights=-log_mass_metric(molecule, torch.tensor(np.array(frames))).numpy(),
+            log_weights=log_weights,
             kT=molecule.kT,
             molecule=molecule,
             groups=np.arange(len(frames)) * n_blocks // len(frames),
@@ -124,6 +124,7 @@ def openmmtools_tempering(
         seed=seed,
         temperatures=np.array(temperatures),
         swap_acceptance=np.diag(accepted, 1) / np.maximum(np.diag(proposed, 1), 1),
+        mass_metric=float(log_weights.std()),
         settings={"n_blocks": n_blocks, "friction": friction, "platform": platform},
     )
 

@@ -52,6 +52,8 @@ class SamplingRun:
         Number of times that a replica went from the lowest to the highest temperature and back, burn-in included.
     outside : float
         Share of the weight that lay outside the domain and was left out of the ensemble.
+    mass_metric : float
+        Standard deviation of the part that constraints have in the log-weights; zero without constraints.
     settings : dict
         Everything else that was chosen.
     """
@@ -67,6 +69,7 @@ class SamplingRun:
     swap_acceptance: np.ndarray = field(default_factory=lambda: np.zeros(0))
     round_trips: int | None = None
     outside: float = 0.0
+    mass_metric: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def free_energy(self, basins: Mapping[str, str]) -> FreeEnergies:
@@ -112,6 +115,8 @@ class SamplingRun:
             )
         if self.outside:
             lines.append(f"outside the domain, left out: {self.outside:.2e} of the weight")
+        if self.mass_metric:
+            lines.append(f"weights by the mass metric of the constraints: log-weights vary by {self.mass_metric:.2g}")
         return "\n".join(lines)
 
 
