@@ -65,15 +65,15 @@ class Stage:
         return step / max(self.n_steps - 1, 1)
 
 
-def annealing_stages(heat: float, n_steps: int) -> list[Stage]:
+def annealing_stages(heat: float, n_steps: int, *, replay: float = 0.0, ess_bound: float | None = None) -> list[Stage]:
     """A tenth of the steps hot with reverse KL, the rest cooling with L2+."""
     hot = n_steps // 10
     return [
         Stage("hot", "reverse-kl", hot, heat, heat),
-        Stage("cooling", "l2+", n_steps - hot, heat, 1.0),
+        Stage("cooling", "l2+", n_steps - hot, heat, 1.0, replay=replay, ess_bound=ess_bound),
     ]
 
 
-def refinement_stage(n_steps: int, loss: str = "l2+") -> Stage:
+def refinement_stage(n_steps: int, loss: str = "l2+", *, replay: float = 0.0) -> Stage:
     """Refinement at the target temperature with a falling learning rate."""
-    return Stage("refinement", loss, n_steps, learning_rate_end=1e-5)
+    return Stage("refinement", loss, n_steps, learning_rate_end=1e-5, replay=replay)
