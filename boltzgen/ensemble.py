@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from boltzgen.diagnostics import Coverage, Verdict, effective_sample_fraction, normalized_weights, pareto_k, verdict
-from boltzgen.errors import EstimateError, OutputError, StructureError
+from boltzgen.ensemble_files import load_ensemble, save_ensemble
+from boltzgen.errors import EstimateError, StructureError
 from boltzgen.uncertainty import KINDS, Sampling
 
 if TYPE_CHECKING:
-    from boltzgen.free_energy import FreeEnergies, LogZ
+    from boltzgen.free_energy import Estimate, FreeEnergies, LogZ, Profile
+    from boltzgen.free_energy.observables import Observable
     from boltzgen.molecule import Molecule
 
 __all__ = ["Ensemble"]
+
+_KIND_NAMES = {"independent": "independent", "chain": "of a chain", "particles": "of a particle system"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,7 +45,14 @@ class Ensemble:
     kT : float
         kJ/mol.
     groups : (n,) int array, optional
-        Labels of mutually independent groups; None means that all samples are independent of each other.
+        Labels of mutually independent groups: copies of one sample, chains, or repeats of a particle system.
+    kind : {"independent", "chain", "particles"}
+        How samples hang together; a chain where there are groups and nothing is said. Samples of a chain stand in the
+        order of time within their group.
+    evaluations : int, optional
+        Energy evaluations that the samples cost, where it is known.
+    record : dict
+        How they were made, in the words of the sampler.
     log_rigid_integral : (n,) array, optional
         For samples of a target with an alignment penalty: log of the integral of exp(-penalty) over all rigid motions
         of each configuration; see `unbiased`.
@@ -141,13 +153,78 @@ class Ensemble:
 
         return basin_free_energies(self, basins)
 
+    def expectation(self, observable: Observable, **options: Any) -> Estimate:
+        """Average of a variable, a region or a function; see `boltzgen.free_energy.expectation`."""
+        from boltzgen.free_energy import expectation
+
+        return expectation(self, observable, **options)
+
+    def profile(self, variable: Observable, second: Observable | None = None, **options: Any) -> Profile:
+        """Free-energy profile along one variable or two; see `boltzgen.free_energy.profile`."""
+        from boltzgen.free_energy import profile
+
+        return profile(self, variable, second, **options)
+
+    def at_temperature(self, temperature: Any) -> Ensemble:
+        """The same samples with the weights of another temperature; see `boltzgen.free_energy.at_temperature`."""
+        from boltzgen.free_energy import at_temperature
+
+        return at_temperature(self, temperature).ensemble
+
     def resample(self, n: int, seed: int = 0) -> Ensemble:
-        """An equally weighted ensemble of n configurations, drawn in proportion to the weights (with repeats)."""
-        chosen = np.random.default_rng(seed).choice(len(self), size=n, p=self.weights)
+        """An equally weighted ensemble of n configurations, drawn in proportion to the weights (with repeats).
+
+        Copies of one independent sample share a group, so that errors count them as one; chains stay in the order of
+        time.
+        """
+        chosen = np.sort(np.random.default_rng(seed).choice(len(self), size=n, p=self.weights))
         picked = self[chosen]
-        # Copies of one frame are one independent sample.
-        groups = np.asarray(chosen) if picked.groups is None else picked.groups
+        groups = chosen if picked.groups is None and self.kind == "independent" else picked.groups
         return replace(picked, log_weights=np.zeros(n), log_q=None, groups=groups)
+
+    @classmethod
+    def concatenate(cls, ensembles: Sequence[Ensemble]) -> Ensemble:
+        """Ensembles of one target joined into one; also ``first + second``.
+
+        Weights are taken as they are: those of generators share the normalisation of p~, whatever the generator.
+        Evaluations add up. The kinds must be equal, and groups of different ensembles stay different.
+
+        Raises
+        ------
+        EstimateError
+            If there are none, or temperature, kind, target or number of atoms differ.
+        """
+        if not ensembles:
+            raise EstimateError("there are no ensembles to join")
+        first = ensembles[0]
+        for one in ensembles[1:]:
+            for what in ("kT", "kind", "target"):
+                if getattr(one, what) != getattr(first, what):
+                    raise EstimateError(
+                        f"ensembles of different {what} cannot be joined: {getattr(first, what)!r} and "
+                        f"{getattr(one, what)!r}"
+                    )
+            if one.positions.shape[1:] != first.positions.shape[1:]:
+                raise EstimateError("ensembles of different numbers of atoms cannot be joined")
+            if (one.log_rigid_integral is None) != (first.log_rigid_integral is None):
+                raise EstimateError("join ensembles with and without an alignment penalty by ens.unbiased()")
+        pick = lambda name: _joined([getattr(one, name) for one in ensembles])
+        known = [one.evaluations for one in ensembles if one.evaluations is not None]
+        return replace(
+            first,
+            **{name: pick(name) for name in ("positions", "log_weights", "energies", "log_q", "log_rigid_integral")},
+            groups=_joined_groups(ensembles),
+            evaluations=sum(known) if len(known) == len(ensembles) else None,
+            record={},
+            **{name: sum(getattr(one, name) for one in ensembles) for name in ("n_infinite", "n_lost", "n_defects")},
+        )
+
+    def __add__(self, other: Ensemble) -> Ensemble:
+        return Ensemble.concatenate([self, other])
+
+    def __iter__(self) -> Iterator[Ensemble]:
+        """Ensembles of one sample each."""
+        return (self[i] for i in range(len(self)))
 
     def __getitem__(self, rows: Any) -> Ensemble:
         rows = [rows] if isinstance(rows, (int, np.integer)) else rows
@@ -182,33 +259,66 @@ class Ensemble:
 
         return view(self, **options)
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``topology.pdb``, ``samples.dcd`` and ``weights.npz`` (log-weights, energies, log q) into a folder.
+    def save(self, folder: str | os.PathLike[str], format: str = "dcd") -> Path:
+        """Write ``topology.pdb``, ``samples.<format>`` and ``weights.npz`` (log-weights, energies, ...) into a folder.
 
         Each file is written under a temporary name and then renamed.
+
+        Parameters
+        ----------
+        format : {"dcd", "nc", "xtc", "pdb", "npz"}
+            DCD and NetCDF keep positions in single precision, XTC rounds them to 1e-3 nm and PDB to 1e-4 nm (so that
+            energies are no longer those of the file), NPZ keeps them as they are and needs no molecule.
 
         Raises
         ------
         OutputError
-            If the folder cannot be written.
+            If the folder cannot be written, or the format is unknown.
         """
-        folder = Path(folder)
-        trajectory = self.trajectory
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _atomic(folder / "topology.pdb", lambda path: trajectory[0].save_pdb(str(path)))
-            _atomic(folder / "samples.dcd", lambda path: _save_dcd(trajectory, path))
-            arrays = {
-                "log_weights": self.log_weights,
-                "energies_kJ_per_mol": self.energies,
-                "log_q": self.log_q,
-                "log_rigid_integral": self.log_rigid_integral,
-            }
-            present: dict[str, Any] = {name: values for name, values in arrays.items() if values is not None}
-            _atomic(folder / "weights.npz", lambda path: np.savez_compressed(path, **present))
-        except OSError as error:
-            raise OutputError(f"cannot write the samples to {folder}: {error}") from error
-        return folder
+        return save_ensemble(self, folder, format)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], molecule: Molecule | None = None) -> Ensemble:
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        molecule : Molecule, optional
+            Needed for basins, trajectories and pictures.
+
+        Raises
+        ------
+        OutputError
+            If files are missing or damaged, or do not fit the molecule.
+        """
+        return load_ensemble(folder, molecule)
+
+    def to_mdtraj(self) -> Any:
+        """The configurations as an ``mdtraj.Trajectory`` (weights are not part of it)."""
+        return self.trajectory
+
+    def to_pandas(self, *variables: str) -> Any:
+        """A pandas DataFrame with one row for each sample: weight, log-weight, energy, log q, group, and variables.
+
+        Parameters
+        ----------
+        *variables : str
+            As in `boltzgen.parse_variable`, for instance "phi", "psi", "rg"; regions give true or false.
+
+        Raises
+        ------
+        SelectionError
+            If a variable does not parse.
+        """
+        import pandas
+
+        from boltzgen.free_energy.observables import observe
+
+        columns: dict[str, Any] = {"weight": self.weights, "log_weight": self.log_weights}
+        for name, values in (("energy_kJ_per_mol", self.energies), ("log_q", self.log_q), ("group", self.groups)):
+            if values is not None:
+                columns[name] = values
+        return pandas.DataFrame(columns | {text: observe(self, text).values for text in variables})
 
     def require_molecule(self) -> Molecule:
         """The molecule.
@@ -222,27 +332,54 @@ class Ensemble:
             raise StructureError("this ensemble belongs to no molecule, so it has no topology")
         return self.molecule
 
+    def _summary(self) -> list[tuple[str, str]]:
+        """What it is, in a few lines."""
+        units = "" if self.groups is None else f" in {self.sampling.n_groups:,} groups"
+        rows = [("samples", f"{len(self):,} ({_KIND_NAMES[self.kind]}{units})")]
+        if self.molecule is not None:
+            rows.append(("molecule", repr(self.molecule)))
+        rows.append(("temperature", f"kT = {self.kT:.4g} kJ/mol"))
+        if self.target:
+            rows.append(("target", self.target))
+        if len(self) and np.isfinite(self.log_weights.max()):
+            tail = f", Pareto k {self.pareto_k:.2f}" if self.kind == "independent" else ""
+            rows.append(("weights", f"ESS {self.ess_fraction:.1%}{tail}, largest {self.max_weight:.2g}"))
+        bad = (("of infinite energy", self.n_infinite), ("lost", self.n_lost), ("defects", self.n_defects))
+        counted = ", ".join(f"{count:,} {what}" for what, count in bad if count)
+        if counted:
+            rows.append(("bad samples", counted))
+        if self.evaluations is not None:
+            rows.append(("cost", f"{self.evaluations:,} energy evaluations"))
+        return rows
+
     def __repr__(self) -> str:
-        molecule = "" if self.molecule is None else f" of {self.molecule!r}"
-        bad = f", {self.n_defects} defects" if self.n_defects else ""
-        quality = f"ESS {self.ess_fraction:.1%}, Pareto k {self.pareto_k:.2f}"
-        target = f", target: {self.target}" if self.target else ""
-        return f"<Ensemble: {len(self):,} samples{molecule}, {quality}{bad}{target}>"
+        return f"<Ensemble: {'; '.join(f'{name} {text}' for name, text in self._summary())}>"
+
+    def __str__(self) -> str:
+        rows = [*self._summary(), ("verdict", str(self.verdict()))]
+        return "\n".join(f"{name:<13}{text}" for name, text in rows)
+
+    def _repr_html_(self) -> str:
+        rows = [*self._summary(), ("verdict", str(self.verdict()))]
+        left = "style='text-align:left'"
+        cells = "".join(f"<tr><th {left}>{name}</th><td {left}>{escape(text)}</td></tr>" for name, text in rows)
+        return f"<table><caption>Ensemble</caption>{cells}</table>"
 
 
-def _save_dcd(trajectory: Any, path: Path) -> None:
-    try:
-        trajectory.save_dcd(str(path))
-    except TypeError as error:  # how a failed write comes out of mdtraj 1.11
-        raise OSError("the trajectory could not be written; is the disk full?") from error
-    if path.stat().st_size < trajectory.n_frames * 3 * (4 * trajectory.n_atoms + 8):
-        raise OSError("the trajectory is incomplete; is the disk full?")
+def _joined(parts: Sequence[Any]) -> Any:
+    return None if any(part is None for part in parts) else np.concatenate(parts)
 
 
-def _atomic(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _joined_groups(ensembles: Sequence[Ensemble]) -> np.ndarray | None:
+    """Labels that stay different between ensembles; None where all samples of all of them are independent."""
+    if all(one.groups is None and one.kind == "independent" for one in ensembles):
+        return None
+    labels, offset = [], 0
+    for one in ensembles:
+        if one.groups is None:
+            own = np.arange(len(one)) if one.kind == "independent" else np.zeros(len(one), dtype=np.int64)
+        else:
+            own = np.unique(one.groups, return_inverse=True)[1]
+        labels.append(own + offset)
+        offset += int(own.max()) + 1 if len(own) else 0
+    return np.concatenate(labels)
