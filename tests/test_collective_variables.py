@@ -10,7 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boltzgen.collective_variables import parse_basin, parse_named_basin, parse_variable, torsion
+from boltzgen.collective_variables import (
+    parse_basin,
+    parse_named_basin,
+    parse_variable,
+    radius_of_gyration,
+    torsion,
+)
 from boltzgen.errors import SelectionError
 from boltzgen.molecule import Molecule
 
@@ -77,6 +83,33 @@ def test_distance_is_in_nm(molecule: Molecule, positions: np.ndarray) -> None:
         variable = parse_variable(text, molecule)
         assert variable.unit == "nm"
         assert np.allclose(variable(positions), expected, atol=1e-14)
+
+
+def test_angles_rmsd_and_radius_of_gyration_against_mdtraj(molecule: Molecule, positions: np.ndarray) -> None:
+    x = positions[:200].astype(np.float32)
+    trajectory = mdtraj.Trajectory(x, molecule.mdtraj_topology)
+    angle = parse_variable("angle(ALA2:N, ALA2:CA, ALA2:C)", molecule)
+    names = [molecule.atom_label(i) for i in range(22)]
+    atoms = [names.index(f"ALA2:{name}") for name in ("N", "CA", "C")]
+    assert np.allclose(angle(x), np.rad2deg(mdtraj.compute_angles(trajectory, [atoms])[:, 0]), atol=2e-3)
+    structure = mdtraj.Trajectory(molecule.positions._value, molecule.mdtraj_topology)
+    expected = mdtraj.rmsd(trajectory, structure, atom_indices=molecule.heavy_atoms, precentered=False)
+    assert np.allclose(parse_variable("rmsd", molecule)(x), expected, atol=1e-5)
+    mirrored = -molecule.positions._value[None]
+    assert parse_variable("rmsd", molecule)(mirrored)[0] > 0.01  # a mirror image is another molecule
+    equal = radius_of_gyration(torch.from_numpy(x), torch.ones(22))
+    assert np.allclose(equal.numpy(), mdtraj.compute_rg(trajectory), atol=1e-6)
+    assert [parse_variable(text, molecule).unit for text in ("angle(0, 1, 2)", "rmsd", "rg")] == ["degrees", "nm", "nm"]
+
+
+def test_angles_and_rmsd_in_regions(molecule: Molecule, positions: np.ndarray) -> None:
+    bend = parse_variable("angle(4, 6, 8)", molecule)(positions)
+    spread = parse_variable("rmsd", molecule)(positions)
+    inside = parse_basin("100 < angle(4, 6, 8) < 120 and rmsd < 0.15", molecule).contains(positions)
+    assert np.array_equal(inside, (bend > 100) & (bend < 120) & (spread < 0.15))
+    for text in ("angle(4, 6, 8) > 181", "rg < 0", "rmsd < 0.1 and rmsd > 0.2"):
+        with pytest.raises(SelectionError, match="selects nothing"):
+            parse_basin(text, molecule)
 
 
 def test_kind_and_precision_come_back(molecule: Molecule, positions: np.ndarray) -> None:

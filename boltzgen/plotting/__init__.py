@@ -7,6 +7,7 @@ a line style of its own, for print.
 """
 
 from boltzgen.plotting.energies import energy_correlation, energy_histogram, weights
+from boltzgen.plotting.profiles import profile
 from boltzgen.plotting.torsions import (
     free_energy_map,
     free_energy_profile,
@@ -23,6 +24,7 @@ __all__ = [
     "free_energy_map",
     "free_energy_profile",
     "populations",
+    "profile",
     "ramachandran",
     "ramachandran_histogram",
     "torsion_angles",
