@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ __all__ = ["Constraints", "constrained_frames", "constraints_of", "metric_log_we
 
 TOLERANCE = 1e-5  # of each length, as OpenMM has it; float32 near the origin holds 1e-6
 SPEED_TOLERANCE = 1e-4  # nm/ps; thermal speeds of hydrogens at 300 K are 1.6 nm/ps
-SHARED_ITERATIONS, MAX_ITERATIONS = 20, 60
+MAX_ITERATIONS = 50
 
 
 class Constraints:
@@ -29,7 +30,7 @@ class Constraints:
 
     The equations for the multipliers have the matrix Z of the mass metric. That of the first configuration stands for
     all: Z depends on the angles between constrained bonds, which are stiff, so each iteration gains more than a digit.
-    Where that does not converge (a freely jointed chain), each walker's own matrix follows.
+    Where an iteration gains less than a factor of two (a freely jointed chain), each walker's own matrix takes over.
 
     Parameters
     ----------
@@ -58,13 +59,16 @@ class Constraints:
         """
         along = self._bonds(start)
         x, total = positions, torch.zeros_like(along[0])
-        for iteration in range(MAX_ITERATIONS):
+        last, shared = math.inf, True
+        for _ in range(MAX_ITERATIONS):
             bonds = self._bonds(x)
             # Half the error of the squared length over the length: linear in it, and without a square root.
             error = 0.5 * (bonds.square().sum(0) / self._lengths - self._lengths)
-            if not bool((error.abs() > TOLERANCE * self._lengths).any()):
+            worst = float((error / self._lengths).abs().max())
+            if worst <= TOLERANCE:
                 return x, self._moved(total, along)
-            total = total - self._multipliers(error, along, iteration)
+            last, shared = worst, shared and worst < 0.5 * last
+            total = total - self._multipliers(error, along, shared)
             x = positions + self._moved(total, along)
         raise PotentialError(
             f"constraints are not met after {MAX_ITERATIONS} iterations: use a shorter time step, or start from a "
@@ -72,21 +76,27 @@ class Constraints:
         )
 
     def along(self, velocities: Tensor, positions: Tensor) -> Tensor:
-        """Velocities (3, N, B) without what would change a constrained distance."""
-        along = self._bonds(positions)
-        v = velocities
-        for iteration in range(MAX_ITERATIONS):
-            rate = (along * self._bonds(v)).sum(0) / self._lengths
-            if not bool((rate.abs() > SPEED_TOLERANCE).any()):
-                return v
-            v = v - self._moved(self._multipliers(rate, along, iteration), along)
-        raise PotentialError(
-            "velocities along the constraints were not found: the walkers have left any sensible range"
-        )
+        """Velocities (3, N, B) without what would change a constrained distance.
 
-    def _multipliers(self, error: Tensor, along: Tensor, iteration: int) -> Tensor:
+        Raises
+        ------
+        PotentialError
+            If there are none: positions or velocities have left the range of numbers.
+        """
+        along = self._bonds(positions)
+        v, last, shared = velocities, math.inf, True
+        for _ in range(MAX_ITERATIONS):
+            rate = (along * self._bonds(v)).sum(0) / self._lengths
+            worst = float(rate.abs().max())
+            if worst <= SPEED_TOLERANCE:
+                return v
+            last, shared = worst, shared and worst < 0.5 * last
+            v = v - self._moved(self._multipliers(rate, along, shared), along)
+        raise PotentialError("no velocities along the constraints were found: use a shorter time step")
+
+    def _multipliers(self, error: Tensor, along: Tensor, shared: bool) -> Tensor:
         """Multipliers (C, B) that take an error (C, B) away to first order."""
-        if iteration < SHARED_ITERATIONS:
+        if shared:
             return self._inverse @ error
         directions = (along / self._lengths).permute(2, 1, 0)
         z = self._couplings * (directions @ directions.mT)
