@@ -323,6 +323,7 @@ class TestDensity:
         molecule, truth = harmonic(source, chart)
         ensemble = BoltzmannGenerator.for_molecule(molecule, seed=0).sample(20_000)
         found = log_z(ensemble)
+        assert found.unit == f"(nm^(3N-6-{len(source.constraints)}))"
         half = 0.5 * (found.high - found.low)
         assert half < 0.05
         assert abs(found.value - truth) < 2 * half  # four standard errors

@@ -14,7 +14,7 @@ from scipy.special import expit
 from boltzgen.diagnostics import Verdict
 from boltzgen.energy.orientation import log_rigid_integral
 from boltzgen.errors import EstimateError
-from boltzgen.free_energy.estimate import EnergyEstimate, LogZ, judged
+from boltzgen.free_energy.estimate import EnergyEstimate, LogZ, judged, log_z_unit
 from boltzgen.free_energy.perturbation import energies_under
 from boltzgen.uncertainty import Deviation, Interval, Sampling, combined, deviation, jackknife
 
@@ -179,7 +179,7 @@ def bar_log_z(generator: BoltzmannGenerator, generated: Ensemble, reference: Ens
         value=-found.value,
         low=-found.high,
         high=-found.low,
-        unit="(nm^(3N-6))",
+        unit=log_z_unit(generated),
         kT=generated.kT,
         method=f"Bennett's acceptance ratio, {found.method}",
         n_samples=len(generated) + len(reference),

@@ -15,7 +15,7 @@ from boltzgen.uncertainty import Interval
 if TYPE_CHECKING:
     from boltzgen.ensemble import Ensemble
 
-__all__ = ["KJ_PER_KCAL", "EnergyEstimate", "Estimate", "LogZ", "judged", "sample_figures"]
+__all__ = ["KJ_PER_KCAL", "EnergyEstimate", "Estimate", "LogZ", "judged", "log_z_unit", "sample_figures"]
 
 KJ_PER_KCAL = 4.184
 FEWEST_EFFECTIVE = (
@@ -152,7 +152,7 @@ class EnergyEstimate(Estimate):
 
 @dataclass(frozen=True, kw_only=True)
 class LogZ(Estimate):
-    """log of the partition function of the domain; carries nm^(3N-6).
+    """log of the partition function of the domain; carries nm^(3N-6), less one power for each constraint.
 
     Attributes
     ----------
@@ -174,6 +174,12 @@ class LogZ(Estimate):
         if self.kT is None:
             raise EstimateError("this log Z comes without a temperature: take it from an ensemble, as ens.log_z")
         return -self.kT * self.value
+
+
+def log_z_unit(ensemble: Ensemble) -> str:
+    """What exp(log Z) is measured in: one nm for each coordinate that can change."""
+    fixed = 0 if ensemble.target else len(getattr(ensemble.molecule, "constraints", ()))
+    return f"(nm^(3N-6-{fixed}))" if fixed else "(nm^(3N-6))"
 
 
 def sample_figures(ensemble: Ensemble) -> dict[str, float]:

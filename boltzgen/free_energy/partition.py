@@ -8,7 +8,7 @@ import numpy as np
 
 from boltzgen.diagnostics import effective_sample_fraction, pareto_k
 from boltzgen.errors import EstimateError
-from boltzgen.free_energy.estimate import LogZ, judged, sample_figures
+from boltzgen.free_energy.estimate import LogZ, judged, log_z_unit, sample_figures
 from boltzgen.uncertainty import Interval, Sampling, smooth_interval
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def log_z(weighted: Ensemble | np.ndarray, *, interval: str = "delta", replicate
     found = _log_mean(weighted.log_weights, weighted.sampling, interval, replicates, seed)
     estimate = _log_z(found, len(weighted), sample_figures(weighted))
     verdict = judged(weighted.verdict(), found, weighted.kind)
-    return LogZ(**{**vars(estimate), "kT": weighted.kT, "verdict": verdict})
+    return LogZ(**{**vars(estimate), "unit": log_z_unit(weighted), "kT": weighted.kT, "verdict": verdict})
 
 
 def _log_mean(log_weights: np.ndarray, sampling: Sampling, interval: str, replicates: int, seed: int) -> Interval:
