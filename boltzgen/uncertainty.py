@@ -43,6 +43,10 @@ FEWEST_CHAINS = 16  # fewer are judged by their autocorrelation
 FEWEST_REPEATS = 3
 MOST_UNITS = 20_000  # of a bootstrap; more independent samples are merged into so many groups, which are as independent
 LEVEL = 0.95
+# Least effective number of contributions (see `Deviation`) that an interval may rest on: of independent samples, which
+# are about five in a rare basin; and of whole chains or repeats.
+FEWEST_EFFECTIVE = 20.0
+FEWEST_EFFECTIVE_UNITS = 3.0
 
 # From sums (k, m) to values (k,).
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -93,6 +97,11 @@ class Sampling:
         starts = np.concatenate([[0], np.nonzero(np.diff(np.asarray(self.groups)[order]))[0] + 1])
         return np.asarray(np.add.reduceat(values[order], starts, axis=0))
 
+    def is_enough(self, n_effective: float) -> bool:
+        """Whether an interval may rest on so many effective units (see `Deviation`)."""
+        whole = self.kind == "particles" or (self.kind == "chain" and not self.is_autocorrelated)
+        return n_effective >= (FEWEST_EFFECTIVE_UNITS if whole else FEWEST_EFFECTIVE)
+
     def describe(self, n_units: int) -> str:
         """How errors are found, in words."""
         if self.is_autocorrelated:
@@ -113,12 +122,15 @@ class Deviation:
     n_effective : float
         ``(sum |c|)^2 / sum c^2`` of the contributions: about four times the number of samples in a rare basin.
     method : str
+    is_supported : bool
+        Whether it rests on enough units.
     """
 
     variance: float
     degrees: float
     n_effective: float
     method: str
+    is_supported: bool = False
 
     @property
     def half_width(self) -> float:
@@ -126,6 +138,11 @@ class Deviation:
         if not (math.isfinite(self.variance) and self.degrees > 0):
             return math.inf
         return float(student_t.ppf(0.5 + LEVEL / 2, self.degrees)) * math.sqrt(self.variance)
+
+    def about(self, value: float) -> Interval:
+        """The 95 % interval about a value."""
+        half = self.half_width
+        return Interval(value, value - half, value + half, self.n_effective, self.method, self.is_supported)
 
 
 @dataclass(frozen=True)
@@ -137,6 +154,7 @@ class Interval:
     high: float
     n_effective: float
     method: str
+    is_supported: bool = True
 
 
 def jackknife(
@@ -182,27 +200,29 @@ def deviation(contributions: np.ndarray, sampling: Sampling) -> Deviation:
     if not math.isfinite(variance):
         return Deviation(math.inf, 0.0, 0.0, sampling.describe(n))
     if variance == 0:
-        return Deviation(0.0, math.inf, math.inf, sampling.describe(n))
+        return Deviation(0.0, math.inf, math.inf, sampling.describe(n), True)
     n_effective = float(np.abs(contributions).sum() ** 2 / variance)
     excess = float(np.square(square).sum()) - variance**2 / n
     degrees = min(n - 1.0, 2 * variance**2 / excess) if excess > 0 else n - 1.0
-    if not sampling.is_autocorrelated:
-        return Deviation(variance, degrees, n_effective, sampling.describe(n))
-    g = statistical_inefficiency(by_chain(contributions, sampling.groups))
-    return Deviation(variance * g, degrees / g, n_effective / g, sampling.describe(n))
+    g = 1.0
+    if sampling.is_autocorrelated:
+        g = statistical_inefficiency(by_chain(contributions, sampling.groups))
+    enough = sampling.is_enough(n_effective / g)
+    return Deviation(variance * g, degrees / g, n_effective / g, sampling.describe(n), enough)
 
 
 def combined(*deviations: Deviation) -> Deviation:
     """Of a sum of independent contributions, one part from each ensemble (Welch and Satterthwaite)."""
     variance = sum(part.variance for part in deviations)
     if not 0 < variance < math.inf:
-        return Deviation(variance, 0.0 if variance else math.inf, 0.0, deviations[0].method)
+        return Deviation(variance, 0.0 if variance else math.inf, 0.0, deviations[0].method, variance == 0)
     inverse = sum((part.variance / variance) ** 2 / part.degrees for part in deviations if part.variance)
     return Deviation(
         variance,
         1 / inverse if inverse else math.inf,
         min(part.n_effective for part in deviations if part.variance),
         ", ".join(dict.fromkeys(part.method for part in deviations)),
+        all(part.is_supported for part in deviations if part.variance),
     )
 
 
@@ -235,9 +255,7 @@ def smooth_interval(
     if interval == "bootstrap":
         return bootstrap_interval(features, statistic, sampling, difference, replicates, seed)
     value, contributions = jackknife(features, statistic, sampling, difference)
-    found = deviation(contributions, sampling)
-    half = found.half_width
-    return Interval(value, value - half, value + half, found.n_effective, found.method)
+    return deviation(contributions, sampling).about(value)
 
 
 def check_interval(interval: str) -> None:
@@ -284,9 +302,9 @@ def bootstrap_interval(
     spread = values - value if difference is None else difference(values, value)
     method = f"bootstrap (BCa, {replicates} replicates)"
     if not (np.isfinite(spread).all() and math.isfinite(found.variance)):
-        return Interval(value, -math.inf, math.inf, found.n_effective, method)
+        return Interval(value, -math.inf, math.inf, found.n_effective, method, False)
     low, high = _bias_corrected(spread, contributions)
-    return Interval(value, value + low, value + high, found.n_effective, method)
+    return Interval(value, value + low, value + high, found.n_effective, method, found.is_supported)
 
 
 def _bias_corrected(spread: np.ndarray, contributions: np.ndarray) -> tuple[float, float]:

@@ -76,11 +76,7 @@ def bennett(first: Side, second: Side) -> tuple[Interval, float]:
     forward, part_first = _log_mean(expit(constant - first.work), first)
     backward, part_second = _log_mean(expit(second.work - constant), second)
     value = constant + backward - forward
-    found = combined(part_first, part_second)
-    half = found.half_width
-    return Interval(value, value - half, value + half, found.n_effective, found.method), math.exp(forward) + math.exp(
-        backward
-    )
+    return combined(part_first, part_second).about(value), math.exp(forward) + math.exp(backward)
 
 
 def bar(
@@ -238,4 +234,4 @@ def _two_sided_verdict(first: Ensemble, second: Ensemble, found: Interval, overl
             return own
     if overlap < LEAST_OVERLAP:
         return Verdict("do not use", f"the two ensembles overlap by only {overlap:.1%}")
-    return judged(Verdict(first.verdict().verdict, f"the two ensembles overlap by {overlap:.0%}"), found, first.kind)
+    return judged(Verdict(first.verdict().verdict, f"the two ensembles overlap by {overlap:.0%}"), found)

@@ -14,7 +14,7 @@ from boltzgen.collective_variables import parse_basin
 from boltzgen.diagnostics import Verdict
 from boltzgen.free_energy.estimate import EnergyEstimate, judged, sample_figures
 from boltzgen.free_energy.shares import shares
-from boltzgen.uncertainty import Interval, bootstrap_interval, check_interval
+from boltzgen.uncertainty import bootstrap_interval, check_interval
 
 if TYPE_CHECKING:
     from boltzgen.ensemble import Ensemble
@@ -148,7 +148,7 @@ def free_energy_of(
     found = shares(np.where(inside, 0, -1), 1, ensemble.weights, ensemble.sampling)
     probability, value, half = float(found.probability[0]), -float(found.log_odds[0]), float(found.half_width[0])
     low, high = (value - half, value + half) if math.isfinite(value) else (-math.inf, math.inf)
-    bounds = Interval(value, low, high, float(found.n_effective[0]), found.method)
+    bounds = found.about(0, value, low, high)
     if interval == "bootstrap":
         features = ensemble.weights[:, None] * np.stack([inside, ~inside], axis=1)
         bounds = bootstrap_interval(features, _minus_log_odds, ensemble.sampling, None, replicates, seed)
@@ -164,7 +164,7 @@ def free_energy_of(
         n_in_basin=int(inside.sum()),
         method=f"importance sampling, {bounds.method}" if ensemble.kind == "independent" else bounds.method,
         diagnostics=sample_figures(ensemble),
-        verdict=judged(verdict or ensemble.verdict(), bounds, ensemble.kind),
+        verdict=judged(verdict or ensemble.verdict(), bounds),
     )
 
 

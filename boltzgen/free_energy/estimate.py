@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["KJ_PER_KCAL", "EnergyEstimate", "Estimate", "LogZ", "judged", "log_z_unit", "sample_figures"]
 
 KJ_PER_KCAL = 4.184
-FEWEST_EFFECTIVE = (
-    20.0  # contributions (see `Deviation.n_effective`) of independent samples, about five in a rare basin
-)
-FEWEST_EFFECTIVE_UNITS = 3.0  # chains or repeats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,16 +186,14 @@ def sample_figures(ensemble: Ensemble) -> dict[str, float]:
     return figures if ensemble.kind == "independent" else {"ESS": figures["ESS"]}
 
 
-def judged(verdict: Verdict, interval: Interval, kind: str = "independent") -> Verdict:
+def judged(verdict: Verdict, interval: Interval) -> Verdict:
     """The verdict on an estimate, given that on its samples: refused where hardly any sample determines it."""
     if verdict.verdict == "do not use":
         return verdict
     if not math.isfinite(interval.value):
         return Verdict("do not use", "no sample determines it")
-    fewest = FEWEST_EFFECTIVE if kind == "independent" else FEWEST_EFFECTIVE_UNITS
-    if not interval.n_effective >= fewest:
-        what = "samples" if kind == "independent" else "chains or repeats"
-        return Verdict("do not use", f"it rests on about {interval.n_effective:.0f} effective {what}")
+    if not interval.is_supported:
+        return Verdict("do not use", f"it rests on too few samples, {interval.n_effective:.0f} effective contributions")
     return verdict
 
 

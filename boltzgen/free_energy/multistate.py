@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from boltzgen.errors import EstimateError
 from boltzgen.free_energy.acceptance_ratio import LEAST_OVERLAP, own_energies
 from boltzgen.free_energy.estimate import EnergyEstimate, judged
 from boltzgen.free_energy.temperature import GAS_CONSTANT
-from boltzgen.uncertainty import Interval, Sampling, combined, deviation
+from boltzgen.uncertainty import Sampling, combined, deviation
 
 if TYPE_CHECKING:
     from boltzgen.energy import Potential
@@ -175,19 +176,17 @@ class Multistate:
             change = sampling.unit_sums(self._contributions[start:end, j] - self._contributions[start:end, i])
             n = len(change)
             parts.append(deviation(change * math.sqrt(n / max(n - 1, 1)), sampling))
-        found = combined(*parts)
-        value, half = float(self.f_k[j] - self.f_k[i]), found.half_width
-        interval = Interval(value, value - half, value + half, found.n_effective, found.method)
+        interval = combined(*parts).about(float(self.f_k[j] - self.f_k[i]))
         return EnergyEstimate(
             name=f"F({self.reduced.names[j]}) - F({self.reduced.names[i]})",
-            value=value,
+            value=interval.value,
             low=interval.low,
             high=interval.high,
             kT=self.reduced.kT,
-            method=f"MBAR, {found.method}",
+            method=f"MBAR, {interval.method}",
             n_samples=int(self.reduced.n_k.sum()),
             diagnostics={"smallest overlap": _least_link(self.overlap)},
-            verdict=judged(self.verdict, interval, self.reduced.sampling[0].kind),
+            verdict=judged(self.verdict, interval),
         )
 
     def _number(self, state: int | str) -> int:
@@ -228,10 +227,8 @@ def mbar(
     Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008); for the errors, Huber, Proc. Fifth Berkeley Symp. 1, 221
     (1967), and Geyer, Technical Report 568, University of Minnesota (1994), for several samples.
     """
-    from pymbar import MBAR
-
     reduced = reduced_energies(ensembles, energies, generators, names=names, seed=seed)
-    f_k = np.asarray(MBAR(**reduced.to_pymbar()).f_k, dtype=np.float64)
+    f_k = _solve(reduced)
     sampled = np.nonzero(reduced.n_k)[0]
     origin = next((k for k in range(len(ensembles), len(f_k))), 0)
     f_k = f_k - f_k[origin]
@@ -242,6 +239,19 @@ def mbar(
     if worst.verdict != "do not use" and _least_link(overlap) < LEAST_OVERLAP:
         worst = Verdict("do not use", f"the states fall into parts that overlap by only {_least_link(overlap):.1%}")
     return Multistate(reduced, f_k, overlap, worst, _contributions(reduced, weights, sampled))
+
+
+def _solve(reduced: ReducedEnergies) -> np.ndarray:
+    """Reduced free energies (K,) by pymbar, without what it logs of JAX and of the solvers that it tries in turn."""
+    logger = logging.getLogger("pymbar")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        from pymbar import MBAR
+
+        return np.asarray(MBAR(**reduced.to_pymbar()).f_k, dtype=np.float64)
+    finally:
+        logger.setLevel(level)
 
 
 def _weights(reduced: ReducedEnergies, f_k: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -157,7 +157,7 @@ def expectation(
         method=found.method,
         n_samples=len(ensemble),
         diagnostics=figures,
-        verdict=judged(ensemble.verdict(), found, ensemble.kind),
+        verdict=judged(ensemble.verdict(), found),
     )
 
 
@@ -166,12 +166,11 @@ def _share(ensemble: Ensemble, inside: np.ndarray, options: dict[str, Any]) -> I
     found = shares(np.where(inside, 0, -1), 1, ensemble.weights, ensemble.sampling)
     if options["interval"] == "delta":
         low, high = (float(bound[0]) for bound in found.bounds)
-        return Interval(float(found.probability[0]), low, high, float(found.n_effective[0]), found.method)
+        return found.about(0, float(found.probability[0]), low, high)
     features = ensemble.weights[:, None] * np.stack([inside, ~inside], axis=1)
     odds = bootstrap_interval(features, _log_odds, ensemble.sampling, None, options["replicates"], options["seed"])
-    return Interval(
-        float(expit(odds.value)), float(expit(odds.low)), float(expit(odds.high)), odds.n_effective, odds.method
-    )
+    value, low, high = (float(expit(bound)) for bound in (odds.value, odds.low, odds.high))
+    return replace(odds, value=value, low=low, high=high)
 
 
 def _log_odds(sums: np.ndarray) -> np.ndarray:
@@ -191,5 +190,5 @@ def _circular_mean(ensemble: Ensemble, degrees: np.ndarray, options: dict[str, A
     )
     length = float(np.hypot(*features.sum(axis=0)))
     if not found.high - found.low < 360:
-        return Interval(found.value, -math.inf, math.inf, found.n_effective, found.method), length
+        return replace(found, low=-math.inf, high=math.inf, is_supported=False), length
     return found, length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,14 +44,14 @@ def log_z(weighted: Ensemble | np.ndarray, *, interval: str = "delta", replicate
         )
     found = _log_mean(weighted.log_weights, weighted.sampling, interval, replicates, seed)
     estimate = _log_z(found, len(weighted), sample_figures(weighted))
-    verdict = judged(weighted.verdict(), found, weighted.kind)
+    verdict = judged(weighted.verdict(), found)
     return LogZ(**{**vars(estimate), "unit": log_z_unit(weighted), "kT": weighted.kT, "verdict": verdict})
 
 
 def _log_mean(log_weights: np.ndarray, sampling: Sampling, interval: str, replicates: int, seed: int) -> Interval:
     largest = float(np.max(log_weights))
     if not np.isfinite(largest):
-        return Interval(-np.inf, -np.inf, np.inf, 0.0, "importance sampling")
+        return Interval(-np.inf, -np.inf, np.inf, 0.0, "importance sampling", False)
     features = np.stack([np.exp(log_weights - largest), np.ones(len(log_weights))], axis=1)
     found = smooth_interval(
         features,
@@ -60,7 +61,7 @@ def _log_mean(log_weights: np.ndarray, sampling: Sampling, interval: str, replic
         replicates=replicates,
         seed=seed,
     )
-    return Interval(found.value, found.low, found.high, found.n_effective, f"importance sampling, {found.method}")
+    return replace(found, method=f"importance sampling, {found.method}")
 
 
 def _log_z(found: Interval, n: int, figures: dict[str, float]) -> LogZ:

@@ -112,7 +112,7 @@ def perturb(
             "ESS": effective_sample_fraction(here),
             "ESS under the other energy": effective_sample_fraction(there),
         },
-        verdict=judged(perturbed.verdict(), found, ensemble.kind),
+        verdict=judged(perturbed.verdict(), found),
         ensemble=perturbed,
     )
 

@@ -12,7 +12,6 @@ from boltzgen.collective_variables import parse_basin, parse_variable
 from boltzgen.errors import EstimateError
 from boltzgen.free_energy.estimate import Estimate, judged, sample_figures
 from boltzgen.free_energy.shares import shares
-from boltzgen.uncertainty import Interval
 
 if TYPE_CHECKING:
     from boltzgen.ensemble import Ensemble
@@ -87,8 +86,7 @@ def populations(
     for name, inside in members.items():
         share = shares(np.where(inside, 0, -1), 1, ensemble.weights, ensemble.sampling)
         low, high = (float(bound[0]) for bound in share.bounds)
-        value, effective = float(share.probability[0]), float(share.n_effective[0])
-        interval = Interval(value, low, high, effective, share.method)
+        value = float(share.probability[0])
         found[name] = Estimate(
             name=f"P({name})",
             value=value,
@@ -97,7 +95,7 @@ def populations(
             method=share.method,
             n_samples=len(ensemble),
             diagnostics=figures | {"samples in it": float(inside.sum())},
-            verdict=judged(verdict, interval, ensemble.kind),
+            verdict=judged(verdict, share.about(0, value, low, high)),
         )
     return Populations(found)
 

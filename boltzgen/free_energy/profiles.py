@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Profile", "profile"]
 
+FEWEST_IN_CELL = 5  # samples, for the value of a cell to be used on its own
+
 
 @dataclass(frozen=True, eq=False)
 class Profile:
@@ -92,7 +94,7 @@ class Profile:
         place = tuple(cell)
         where = ", ".join(f"{name} = {value:g}" for name, value in zip(self.names, point, strict=True))
         value, low, high = (float(values[place]) for values in (self.free_energy, self.low, self.high))
-        n_effective = 4.0 * int(self.n_samples[place])
+        supported = int(self.n_samples[place]) >= FEWEST_IN_CELL
         return EnergyEstimate(
             name=f"F({where})",
             value=value,
@@ -102,7 +104,9 @@ class Profile:
             method=self.method,
             n_samples=int(self.n_samples.sum()),
             diagnostics={"samples in the cell": float(self.n_samples[place])},
-            verdict=judged(self.verdict, Interval(value, low, high, n_effective, self.method)),
+            verdict=judged(
+                self.verdict, Interval(value, low, high, float(self.n_samples[place]), self.method, supported)
+            ),
         )
 
     def plot(self, reference: Profile | None = None, ax: Any = None, **options: Any) -> Any:

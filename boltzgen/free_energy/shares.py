@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import t as student_t
 
-from boltzgen.uncertainty import LEVEL, Sampling, deviation
+from boltzgen.uncertainty import LEVEL, Interval, Sampling, deviation
 
 __all__ = ["Shares", "shares"]
 
@@ -27,6 +27,7 @@ class Shares:
     n_effective : (m,) array
         See `Deviation`.
     method : str
+    sampling : Sampling
     """
 
     probability: np.ndarray
@@ -34,6 +35,12 @@ class Shares:
     n_samples: np.ndarray
     n_effective: np.ndarray
     method: str
+    sampling: Sampling
+
+    def about(self, cell: int, value: float, low: float, high: float) -> Interval:
+        """The interval of any function of the share of a cell."""
+        effective = float(self.n_effective[cell])
+        return Interval(value, low, high, effective, self.method, self.sampling.is_enough(effective))
 
     @property
     def log_odds(self) -> np.ndarray:
@@ -76,14 +83,14 @@ def shares(cells: np.ndarray, n_cells: int, weights: np.ndarray, sampling: Sampl
     probability[counts == np.count_nonzero(weights)] = 1.0
     if sampling.groups is None and not sampling.is_autocorrelated and sampling.kind == "independent":
         half, effective = _of_samples(cells, counts, probability, weights)
-        return Shares(probability, half, counts, effective, sampling.describe(len(weights)))
+        return Shares(probability, half, counts, effective, sampling.describe(len(weights)), sampling)
     half, effective = np.full(n_cells, np.inf), np.zeros(n_cells)
     whole = sampling.unit_sums(weights)
     for cell in np.nonzero((probability > 0) & (probability < 1))[0]:
         inside = sampling.unit_sums(np.where(cells == cell, weights, 0.0))
         found = deviation(_log_odds_contributions(inside, whole, probability[cell]), sampling)
         half[cell], effective[cell] = found.half_width, found.n_effective
-    return Shares(probability, half, counts, effective, sampling.describe(len(whole)))
+    return Shares(probability, half, counts, effective, sampling.describe(len(whole)), sampling)
 
 
 def _log_odds_contributions(inside: np.ndarray, whole: np.ndarray, probability: float) -> np.ndarray:

@@ -158,7 +158,7 @@ def decompose(ensemble: Ensemble, region: str | np.ndarray | None = None, **opti
                 method=found.method,
                 n_samples=len(ensemble),
                 diagnostics=figures,
-                verdict=judged(verdict, found, ensemble.kind),
+                verdict=judged(verdict, found),
             )
         )
     return Decomposition(*estimates)

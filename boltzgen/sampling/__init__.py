@@ -1,5 +1,6 @@
 """Reference samplers: parallel tempering, and sampling under a flattening bias."""
 
+from boltzgen.sampling.annealed_importance import annealed_importance
 from boltzgen.sampling.constraints import constrained_frames
 from boltzgen.sampling.domain import domain_of
 from boltzgen.sampling.flattened import (
@@ -10,6 +11,7 @@ from boltzgen.sampling.flattened import (
     learn_bias,
     torsion_angles,
 )
+from boltzgen.sampling.flow_chains import flow_chains
 from boltzgen.sampling.langevin import BatchedLangevin
 from boltzgen.sampling.openmmtools_tempering import openmmtools_tempering
 from boltzgen.sampling.parallel_tempering import ReplicaExchange, parallel_tempering
@@ -26,9 +28,11 @@ __all__ = [
     "ReplicaExchange",
     "SamplingRun",
     "TorsionBias",
+    "annealed_importance",
     "constrained_frames",
     "domain_of",
     "flattened_sampling",
+    "flow_chains",
     "heavy_hydrogens",
     "learn_bias",
     "openmmtools_tempering",
