@@ -23,7 +23,15 @@ from boltzgen.free_energy import log_z, perturb
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.molecule import Molecule
 from boltzgen.pretraining import pretrain
-from boltzgen.sampling import BatchedLangevin, constrained_frames, domain_of, openmmtools_tempering, parallel_tempering
+from boltzgen.sampling import (
+    BatchedLangevin,
+    annealed_importance,
+    constrained_frames,
+    domain_of,
+    flow_chains,
+    openmmtools_tempering,
+    parallel_tempering,
+)
 from boltzgen.sampling.constraints import constraints_of
 
 testsystems = pytest.importorskip("openmmtools.testsystems")
@@ -586,6 +594,14 @@ class TestMassMetric:
         system.addConstraint(0, 1, 0.1)
         with pytest.raises(PotentialError, match="atom 0 is constrained but has no mass"):
             log_mass_metric(system, torch.zeros(1, 2, 3))
+
+
+class TestProcesses:
+    def test_local_moves_refuse_constraints_and_proposals_of_the_generator_keep_them(self, constrained, generator):
+        with pytest.raises(PotentialError, match="do not keep the 12 constraints"):
+            annealed_importance(generator, n_particles=4, n_repeats=1, schedule=[1.0])
+        x = flow_chains(generator, n_chains=4, n_rounds=5, n_local=0).positions
+        assert np.abs(constrained.constraints.errors(x)).max() < 3e-7
 
 
 class TestData:
