@@ -114,6 +114,7 @@ class Training:
         self.processes = Processes()
         self.shards = shards or self.processes.size
         self._streams = self._random_streams()
+        self._check_shares()
         self._parameters = list(generator.flow.parameters())
         self.processes.same_start(self._parameters)
         self.objectives = {name: loss.start(self._parameters) for name, loss in self.losses.items()}
@@ -219,26 +220,24 @@ class Training:
         rate = stage.learning_rate(within) * self._safeguard.rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("rate", 1.0)
+        replayed = self._replayed(stage, kT, options)
         positions, log_q, reduced = self._fresh(stage, kT, options)
         if heat == stage_heat:
             self._remember(positions, log_q, reduced, kT)
-        n_fresh = len(reduced)
-        replayed = self._replayed(stage, kT, options)
+        valid = torch.isfinite(reduced) & torch.isfinite(log_q)
+        n_fresh = int(valid.sum())
+        if n_fresh < len(valid) // 4:
+            self._fail(f"only {n_fresh} of {len(valid)} samples had a finite energy")
+            return math.nan
+        if n_fresh < len(valid):
+            positions, log_q, reduced = positions[valid], log_q[valid], reduced[valid]
         if replayed is not None:
-            positions, log_q, reduced = (
-                torch.cat(pair) for pair in zip((positions, log_q, reduced), replayed, strict=True)
-            )
+            pairs = zip((positions, log_q, reduced), replayed, strict=True)
+            positions, log_q, reduced = (torch.cat(pair) for pair in pairs)
         log_p = -soft_cap(reduced)
         kind = self.losses[stage.loss]
         if kind.observable and self.observable is not None:
             log_p = log_p + self.observable(positions).abs().log()
-        valid = torch.isfinite(reduced) & torch.isfinite(log_q)
-        if int(valid[:n_fresh].sum()) < n_fresh // 4:
-            self._fail(f"only {int(valid[:n_fresh].sum())} of {n_fresh} samples had a finite energy")
-            return math.nan
-        if not bool(valid.all()):
-            n_fresh = int(valid[:n_fresh].sum())
-            log_p, log_q = log_p[valid], log_q[valid]
         objective = self.objectives[stage.loss]
         loss = objective(log_p, log_q) if replayed is None else objective(log_p, log_q, n_fresh=n_fresh)
         self._descend(loss)
@@ -250,13 +249,9 @@ class Training:
         Of all shards and processes: those of other processes without gradient.
         """
         flow, loss = self.generator.flow, self.losses[stage.loss]
-        n = stage.n_fresh(self.batch_size)
-        sizes = [n // self.shards + (shard < n % self.shards) for shard in self._streams]
         with torch.set_grad_enabled(not loss.detached):
-            parts = [
-                flow.sample_and_log_prob(size, stream, **options)
-                for size, stream in zip(sizes, self._streams.values(), strict=True)
-            ]
+            shares = self._shares_of(stage.n_fresh(self.batch_size))
+            parts = [flow.sample_and_log_prob(size, stream, **options) for size, stream in shares]
             positions = torch.cat([part for part, _ in parts])
             reduced = self.generator.reduced_energy(positions, kT)
         if loss.detached or loss.samples == "path":
@@ -272,7 +267,8 @@ class Training:
         n = self.batch_size - stage.n_fresh(self.batch_size)
         if not n or not len(self.buffer):
             return None
-        positions, reduced = self.buffer.draw(n, kT, next(iter(self._streams.values())))
+        parts = [self.buffer.draw(size, kT, stream) for size, stream in self._shares_of(n)]
+        positions, reduced = (torch.cat(column) for column in zip(*parts, strict=True))
         log_q = self.generator.flow.log_prob(positions, **options)
         gather = self.processes.gather
         return gather(positions), gather(log_q), gather(reduced)
@@ -341,6 +337,20 @@ class Training:
             else torch.Generator(generator.device).manual_seed(generator.seed + shard * 7919)
             for shard in range(self.processes.rank * own, (self.processes.rank + 1) * own)
         }
+
+    def _check_shares(self) -> None:
+        """Processes exchange tensors of one shape."""
+        for stage in self.stages:
+            n = stage.n_fresh(self.batch_size)
+            if self.processes.size > 1 and (n % self.shards or (self.batch_size - n) % self.shards):
+                raise ValueError(
+                    f"stage {stage.name!r}: {n} fresh and {self.batch_size - n} replayed configurations cannot be "
+                    f"shared evenly by {self.shards} shards: choose another batch size"
+                )
+
+    def _shares_of(self, n: int) -> list[tuple[int, torch.Generator]]:
+        """How many of n configurations each shard of this process draws, and from which random numbers."""
+        return [(n // self.shards + (shard < n % self.shards), stream) for shard, stream in self._streams.items()]
 
     def _update_average(self) -> None:
         decay = min(AVERAGING, (1 + self.step) / (10 + self.step))

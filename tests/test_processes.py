@@ -1,0 +1,87 @@
+"""Trainings shared by processes: two give the same curve as one with the same batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_training_parts import harmonic_generator
+
+from boltzgen.training import Stage, Training
+from boltzgen.training.processes import start_processes
+
+STAGES = [
+    Stage("hot", "reverse-kl", 20, 3.0, 3.0, 1e-2),
+    Stage("cooling", "l2+", 60, 3.0, 1.0, 1e-2, replay=0.25, ess_bound=0.5),
+    Stage("balance", "trajectory-balance", 20, 1.0, 1.0, 1e-2),
+]
+
+
+def train(shards):
+    """The curve of a training of a harmonic well, and where its parameters end."""
+    processes = start_processes()
+    generator = harmonic_generator()
+    generator.flow.double()  # the order of sums is all that differs: what it does grows through 100 steps of Adam
+    training = Training(
+        generator,
+        STAGES,
+        batch_size=128,
+        shards=shards,
+        record_every=5,
+        basins={"right": lambda x: x[:, 0, 0] > 0},
+    )
+    history = training.run()
+    table = {name: column.tolist() for name, column in history.table().items() if name not in ("seconds", "stage")}
+    parameters = torch.cat([p.detach().flatten() for p in training.generator.flow.parameters()]).tolist()
+    return {"rank": processes.rank, "table": table, "parameters": parameters}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each of two processes found, as torchrun starts them."""
+    folder = tmp_path_factory.mktemp("processes")
+    tests = Path(__file__).parent
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        __file__,
+        str(folder),
+    ]
+    environment = os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_two_processes_train_as_one_with_the_same_batch(results):
+    alone = train(shards=2)
+    for found in results:
+        assert found["parameters"] == pytest.approx(alone["parameters"], rel=1e-6, abs=1e-8)
+        for name, column in alone["table"].items():
+            assert found["table"][name] == pytest.approx(column, rel=1e-6, abs=1e-8), name
+
+
+def test_all_processes_end_with_the_same_parameters(results):
+    assert results[0]["parameters"] == results[1]["parameters"]
+    assert results[0]["table"]["ess_fraction"] == results[1]["table"]["ess_fraction"]
+
+
+def test_evaluations_are_counted_over_all_processes(results):
+    expected = sum(stage.n_steps * stage.n_fresh(128) for stage in STAGES)
+    assert results[0]["table"]["energy_evaluations"][-1] == expected
+
+
+def test_the_batch_is_not_the_same_with_other_shards():
+    assert train(shards=1)["parameters"] != train(shards=2)["parameters"]
+
+
+if __name__ == "__main__":
+    found = train(shards=2)
+    Path(sys.argv[1], f"{found['rank']}.json").write_text(json.dumps(found))
