@@ -6,11 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pymbar
 import pytest
+import torch
 from analytic import GaussianFlow, Harmonic
 
 from boltzgen import free_energy as fe
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import EstimateError
+from boltzgen.flows.molecular import GeneratorConfig
 from boltzgen.free_energy.acceptance_ratio import Side, bennett, log_z_bar
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.uncertainty import Sampling
@@ -130,3 +132,22 @@ def test_table_for_alchemlyb():
     row = table.loc[(0.0, 1.0)]
     x = np.square(ensembles[1].positions[0]).sum()
     np.testing.assert_allclose(row, [0.5 * k * x for k in STIFFNESS], rtol=1e-6)
+
+
+def test_log_z_of_a_cartesian_generator_with_turned_reference_samples():
+    """Four carbons on springs: reference samples in any orientation give the log Z of internal coordinates."""
+    from small_molecules import harmonic_molecule
+
+    structure = np.array([[0.0, 0, 0], [0.15, 0, 0], [0.2, 0.14, 0], [0.35, 0.15, 0.03]])
+    molecule = harmonic_molecule(["C"] * 4, [(0, 1), (1, 2), (2, 3)], structure)
+    config = GeneratorConfig(alignment=1e5, cartesian_rounds=1, cartesian_hidden=8, fold_symmetry=False)
+    make = BoltzmannGenerator.for_molecule
+    internal = make(molecule, config=config, seed=1).sample(8000)
+    reference = internal.resample(5000, seed=2)
+    rotation = np.linalg.qr(np.random.default_rng(3).standard_normal((5000, 3, 3)))[0]
+    rotation *= np.sign(np.linalg.det(rotation))[:, None, None]
+    turned = replace(reference, positions=np.einsum("nij,nkj->nki", rotation, reference.positions) + 0.7)
+    maker = make(molecule, coordinates="cartesian", config=config, dtype=torch.float64, seed=1)
+    result = fe.bar_log_z(maker, maker.sample(10_000), turned)
+    assert internal.log_z.half_width < 0.01
+    assert abs(result.value - internal.log_z.value) < 2 * result.half_width < 0.3

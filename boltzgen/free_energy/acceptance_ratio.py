@@ -143,7 +143,9 @@ def weigh_reference(generator: BoltzmannGenerator, reference: Ensemble) -> np.nd
     It is +inf outside the domain of the generator.
 
     With an alignment penalty p~ is exp(-U/kT - penalty) / G, whose shapes are those of exp(-U/kT). Samples of the
-    latter, which know of shapes only, are turned and moved at random as the penalty has it.
+    latter, which know of shapes only, are turned and moved at random as the penalty has it. Rotations beyond its cap
+    are left out (`draw_rigid_motions`), as a generator leaves them out: log Z lacks their share, which is 8 % for a
+    chain of four carbons at 1000 nm^-2 and nothing at 1e5 nm^-2.
     """
     energies = reference.energies if reference.energies is not None else generator.energies(reference.positions)
     if generator.alignment is None:
