@@ -164,6 +164,11 @@ def test_expressions_of_a_molecule(generator):
     labels = clusters(ensemble)
     assert set(labels) == {0, 1, 2}
     assert sum(one.value for one in fe.populations(ensemble, clusters).values()) == pytest.approx(1)
+    right, left = ("phi > 0", "phi <= 0")
+    between = fe.basin_difference(ensemble, left, right)
+    against_all = ensemble.free_energy({"right": right})["right"]
+    assert between.value == pytest.approx(against_all.value)
+    assert between.half_width == pytest.approx(against_all.half_width, rel=0.05)  # one sample holds most of the weight
     named = fe.populations(ensemble, {"C7ax": "0 < phi < 150"})["C7ax"]
     assert named.value == pytest.approx(ensemble.free_energy({"C7ax": "0 < phi < 150"})["C7ax"].probability)
 

@@ -1,7 +1,13 @@
 """Free energies and averages from weighted ensembles, each a value with its 95 % interval, units and verdict."""
 
 from boltzgen.free_energy.acceptance_ratio import bar, bar_log_z
-from boltzgen.free_energy.basins import BasinFreeEnergy, FreeEnergies, basin_free_energies, free_energy_of
+from boltzgen.free_energy.basins import (
+    BasinFreeEnergy,
+    FreeEnergies,
+    basin_difference,
+    basin_free_energies,
+    free_energy_of,
+)
 from boltzgen.free_energy.estimate import KJ_PER_KCAL, EnergyEstimate, Estimate, LogZ
 from boltzgen.free_energy.multistate import Multistate, ReducedEnergies, mbar, reduced_energies
 from boltzgen.free_energy.observables import expectation
@@ -29,6 +35,7 @@ __all__ = [
     "at_temperature",
     "bar",
     "bar_log_z",
+    "basin_difference",
     "basin_free_energies",
     "cluster_torsions",
     "decompose",

@@ -14,12 +14,12 @@ from boltzgen.collective_variables import parse_basin
 from boltzgen.diagnostics import Verdict
 from boltzgen.free_energy.estimate import EnergyEstimate, judged, sample_figures
 from boltzgen.free_energy.shares import shares
-from boltzgen.uncertainty import bootstrap_interval, check_interval
+from boltzgen.uncertainty import bootstrap_interval, check_interval, smooth_interval
 
 if TYPE_CHECKING:
     from boltzgen.ensemble import Ensemble
 
-__all__ = ["BasinFreeEnergy", "FreeEnergies", "basin_free_energies", "free_energy_of"]
+__all__ = ["BasinFreeEnergy", "FreeEnergies", "basin_difference", "basin_free_energies", "free_energy_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +120,42 @@ def basin_free_energies(
     return FreeEnergies(results, verdict)
 
 
+def basin_difference(ensemble: Ensemble, first: str, second: str, **options: Any) -> EnergyEstimate:
+    """Free energy of the second basin minus that of the first, ``-kT ln(P_second / P_first)``.
+
+    Parameters
+    ----------
+    ensemble : Ensemble
+    first, second : str
+        Expressions; they may overlap.
+    **options
+        `interval`, `replicates` and `seed` as in `basin_free_energies`.
+
+    Raises
+    ------
+    SelectionError
+        If an expression does not parse.
+    EstimateError
+        If the samples cannot give the interval asked for.
+    """
+    ensemble = ensemble.unbiased()
+    molecule = ensemble.require_molecule()
+    inside = [np.asarray(parse_basin(text, molecule).contains(ensemble.positions)) for text in (first, second)]
+    features = ensemble.weights[:, None] * np.stack(inside, axis=1)
+    found = smooth_interval(features, _minus_log_ratio, ensemble.sampling, **options)
+    return EnergyEstimate(
+        name=f"F({second}) - F({first})",
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        kT=ensemble.kT,
+        method=found.method,
+        n_samples=len(ensemble),
+        diagnostics=sample_figures(ensemble),
+        verdict=judged(ensemble.verdict(), found),
+    )
+
+
 def free_energy_of(
     ensemble: Ensemble,
     inside: np.ndarray,
@@ -169,5 +205,11 @@ def free_energy_of(
 
 
 def _minus_log_odds(sums: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.log(sums[:, 1]) - np.log(sums[:, 0]))
+    """From sums of weights in the basin and out of it."""
+    return -_minus_log_ratio(sums)
+
+
+def _minus_log_ratio(sums: np.ndarray) -> np.ndarray:
+    """-ln of the second sum over the first."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(sums[:, 0]) - np.log(sums[:, 1]))
