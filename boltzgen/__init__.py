@@ -16,6 +16,8 @@ _HOMES = {
     "BoltzmannGenerator": "generator",
     "CheckpointError": "errors",
     "Ensemble": "ensemble",
+    "Estimate": "free_energy",
+    "EstimateError": "errors",
     "ForceFieldError": "errors",
     "FreeEnergies": "free_energy",
     "GeneratorConfig": "flows.molecular",
@@ -30,6 +32,7 @@ _HOMES = {
     "Training": "training",
     "Verdict": "diagnostics",
     "anneal": "training",
+    "explore": "training",
     "finetune": "training",
     "parse_basin": "collective_variables",
     "pretrain": "pretraining",
@@ -41,6 +44,8 @@ __all__ = [
     "BoltzmannGenerator",
     "CheckpointError",
     "Ensemble",
+    "Estimate",
+    "EstimateError",
     "ForceFieldError",
     "FreeEnergies",
     "GeneratorConfig",
@@ -61,6 +66,7 @@ __all__ = [
     "diagnostics",
     "energy",
     "errors",
+    "explore",
     "finetune",
     "flows",
     "forcefields",
@@ -101,6 +107,7 @@ if TYPE_CHECKING:
     from boltzgen.errors import (
         BoltzgenError,
         CheckpointError,
+        EstimateError,
         ForceFieldError,
         OutputError,
         PotentialError,
@@ -108,13 +115,13 @@ if TYPE_CHECKING:
         StructureError,
     )
     from boltzgen.flows.molecular import GeneratorConfig
-    from boltzgen.free_energy import BasinFreeEnergy, FreeEnergies
+    from boltzgen.free_energy import BasinFreeEnergy, Estimate, FreeEnergies
     from boltzgen.generator import BoltzmannGenerator
     from boltzgen.molecule import Molecule
     from boltzgen.pretraining import pretrain
     from boltzgen.report import write_report
     from boltzgen.run import RunOptions
-    from boltzgen.training import History, Stage, Training, anneal, finetune
+    from boltzgen.training import History, Stage, Training, anneal, explore, finetune
 
 
 def __getattr__(name: str) -> Any:

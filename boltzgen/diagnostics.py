@@ -13,8 +13,10 @@ from scipy.stats import binom
 from boltzgen.correlation import by_chain, split_r_hat, statistical_inefficiency
 
 __all__ = [
+    "ClippedEss",
     "Coverage",
     "Verdict",
+    "clipped_ess",
     "coverage",
     "effective_sample_fraction",
     "forward_ess_fraction",
@@ -54,6 +56,41 @@ def effective_sample_fraction(log_weights: np.ndarray) -> float:
     if not np.isfinite(np.max(log_weights)):
         return 0.0
     return float(np.exp(2 * logsumexp(log_weights) - logsumexp(2 * log_weights)) / len(log_weights))
+
+
+@dataclass(frozen=True)
+class ClippedEss:
+    """Effective sample fraction as it is, and with the largest weights clipped, as some publications report it.
+
+    Attributes
+    ----------
+    ess_fraction, clipped_ess_fraction : float
+    share : float
+        Of the samples whose weights were lowered to the largest of the others.
+    """
+
+    ess_fraction: float
+    clipped_ess_fraction: float
+    share: float
+
+    def __str__(self) -> str:
+        clipped = f"{self.clipped_ess_fraction:.1%} with the largest {self.share:g} of the weights clipped"
+        return f"ESS {self.ess_fraction:.1%}; {clipped}"
+
+
+def clipped_ess(log_weights: np.ndarray, share: float = 1e-4) -> ClippedEss:
+    """Effective sample fraction with and without clipping; no estimate here uses clipped weights, which are biased.
+
+    Parameters
+    ----------
+    log_weights : (n,) array
+    share : float
+        Of the samples, rounded up to a whole number of them.
+    """
+    n = min(math.ceil(share * len(log_weights)), len(log_weights) - 1)
+    limit = np.partition(log_weights, -n - 1)[-n - 1]
+    clipped = effective_sample_fraction(np.minimum(log_weights, limit))
+    return ClippedEss(effective_sample_fraction(log_weights), clipped, share)
 
 
 def pareto_k(log_weights: np.ndarray) -> float:
@@ -254,10 +291,10 @@ def _chain_problem(log_weights: np.ndarray, groups: np.ndarray | None, energies:
     g, r_hat = statistical_inefficiency(chains), split_r_hat(chains)
     effective = n * effective_sample_fraction(log_weights) / g
     figures = f"{len(chains)} chains of {n:,} samples worth {effective:,.0f} independent ones, R-hat {r_hat:.2f}"
-    if effective < FEWEST_EFFECTIVE:
-        return f"too few independent samples ({figures})", figures
     if r_hat > R_HAT_LIMIT:
         return f"the chains have not mixed ({figures})", figures
+    if effective < FEWEST_EFFECTIVE:
+        return f"too few independent samples ({figures})", figures
     return "", figures
 
 

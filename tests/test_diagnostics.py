@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from boltzgen.diagnostics import (
+    clipped_ess,
     coverage,
     effective_sample_fraction,
     forward_ess_fraction,
     normalized_weights,
     pareto_k,
+    pareto_limit,
     verdict,
 )
 from boltzgen.free_energy.acceptance_ratio import log_z_bar
@@ -41,6 +43,41 @@ def test_pareto_k_finds_the_shape_of_a_pareto_tail(shape):
     rng = np.random.default_rng(1)
     values = [pareto_k(shape * rng.standard_exponential(50_000)) for _ in range(10)]  # w = u^-k is Pareto
     assert np.mean(values) == pytest.approx(shape, abs=0.06)
+
+
+def test_clipping_shows_both_values():
+    """Of four weights 1, 1, 1, 9 the largest is lowered to 1: ESS 144/84/4 before, 1 after."""
+    both = clipped_ess(np.log([1.0, 1.0, 1.0, 9.0]), 0.01)
+    assert both.ess_fraction == pytest.approx(144 / 84 / 4)
+    assert both.clipped_ess_fraction == pytest.approx(1)
+    assert "clipped" in str(both)
+    assert "%" in str(both)
+
+
+def test_few_reference_samples_accuse_where_chance_cannot_explain_them():
+    """Twelve samples without any coverage are a chance of 0.7^12 = 1.4 % at the limit, sixteen of 0.3 %."""
+    missed = lambda n: coverage(np.full(n, -9.0), np.ones(n, bool), np.ones(n)).is_missed
+    assert not missed(12)
+    assert missed(16)
+
+
+def test_limits_of_pareto_k_fall_with_the_number_of_samples():
+    assert pareto_limit(100) == pytest.approx(0.5)
+    assert pareto_limit(10**6) == 0.7
+
+
+def test_chains_and_particles_are_judged_by_their_own_kind():
+    rng = np.random.default_rng(5)
+    groups, zeros = np.arange(2000) % 4, np.zeros(2000)
+    mixed = verdict(zeros, kind="chain", groups=groups, energies=rng.standard_normal(2000))
+    assert mixed.verdict == "consistent; missing modes not checked"
+    apart = verdict(zeros, kind="chain", groups=groups, energies=rng.standard_normal(2000) + 3 * (groups == 0))
+    assert "not mixed" in apart.reason
+    slow = np.cumsum(rng.standard_normal(2000))
+    assert verdict(zeros, kind="chain", energies=slow).verdict == "do not use"
+    assert verdict(zeros, kind="particles", groups=groups).verdict.startswith("consistent")
+    assert "repeats" in verdict(zeros, kind="particles").reason
+    assert "outweighs" in verdict(np.where(groups == 0, 9.0, 0.0), kind="particles", groups=groups).reason
 
 
 def test_bar_log_z_from_biased_generator():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["BasinFreeEnergy", "FreeEnergies", "basin_difference", "basin_free_energies", "free_energy_of"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class BasinFreeEnergy(EnergyEstimate):
     """Free energy of a basin against all else, ``-kT ln[P / (1 - P)]``; infinite where it holds no weight, or all.
 

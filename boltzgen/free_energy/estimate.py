@@ -20,7 +20,7 @@ __all__ = ["KJ_PER_KCAL", "EnergyEstimate", "Estimate", "LogZ", "judged", "log_z
 KJ_PER_KCAL = 4.184
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Estimate:
     """A value with its 95 % interval.
 
@@ -76,6 +76,9 @@ class Estimate:
     def __str__(self) -> str:
         return self._text(self._value_text())
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def _value_text(self) -> str:
         return _with_interval(self.value, self.low, self.high, self.unit)
 
@@ -90,7 +93,7 @@ class Estimate:
         return f"<div><b>{escape(lines[0])}</b>" + "".join(f"<br>{escape(line)}" for line in lines[1:]) + "</div>"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EnergyEstimate(Estimate):
     """An energy or free energy in units of kT, which it can be read in others of.
 
@@ -146,7 +149,7 @@ class EnergyEstimate(Estimate):
         return ", ".join(_with_interval(self.value_in(unit), *self.interval_in(unit), unit) for unit in units)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LogZ(Estimate):
     """log of the partition function of the domain; carries nm^(3N-6), less one power for each constraint.
 

@@ -23,7 +23,7 @@ __all__ = ["Perturbation", "energies_under", "perturb"]
 BATCH = 65_536
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Perturbation(EnergyEstimate):
     """Free-energy difference from one energy function to another on the same atoms.
 
