@@ -35,7 +35,7 @@ def test_path_gradients_against_finite_differences():
             shift[:, 0, k] = 1e-3
             up, down = (path.state(x + sign * shift, t).log_density(t) for sign in (1, -1))
             # 1e-3: the density of the flow is evaluated in single precision.
-            np.testing.assert_allclose(((up - down) / 2e-3).numpy(), state.gradient[:, 0, k].numpy(), atol=1e-3)
+            np.testing.assert_allclose(((up - down) / 2e-3).numpy(), state.gradient(t)[:, 0, k].numpy(), atol=1e-3)
 
 
 def test_moves_leave_a_normal_density_alone():

@@ -114,7 +114,6 @@ def annealed_importance(
         log_weights = log_weights + _increment(state, t - previous).reshape(log_weights.shape)
         state, log_weights, share = _resample(state, log_weights, resample_below, rng)
         mover.step_size = sizes[k]
-        state = path.state(state.positions, t, None)
         for _ in range(n_moves):
             state = mover(state, t)
         record["acceptance"].append(mover.acceptance)
@@ -137,8 +136,8 @@ def _draw(path: TargetPath, n: int, rng: torch.Generator) -> PathState:
     generator = path.generator
     with torch.no_grad():
         parts = [generator.flow.sample_and_log_prob(min(4096, n - start), rng) for start in range(0, n, 4096)]
-    positions, log_q = torch.cat([x for x, _ in parts]), torch.cat([q for _, q in parts])
-    return path.state(positions.double(), 1.0, log_q.double(), gradients=False)
+    # Halfway along the path, where a move needs both gradients.
+    return path.state(torch.cat([x for x, _ in parts]).double(), 0.5)
 
 
 def _increment(state: PathState, dt: float) -> Tensor:
@@ -168,7 +167,6 @@ def _pilot(
             )
         log_weights = log_weights + _increment(state, following - t)
         state, log_weights, _ = _resample(state, log_weights, 0.999, mover.rng)
-        state = path.state(state.positions, following, None)
         for _ in range(n_moves if places else max(n_moves, TUNING_MOVES)):
             state = mover(state, following)
             mover.tune()

@@ -33,34 +33,34 @@ class PathState:
         nm.
     log_q, log_p : (B,) tensors
         Log-density of the generator, and log p~ of the target; both -inf outside the domain.
-    gradient : (B, N, d) tensor
-        Of the log-density at the present place on the path.
+    gradient_q, gradient_p : (B, N, d) tensors
+        Of both; zero where the place on the path has no use for one of them.
     """
 
     positions: Tensor
     log_q: Tensor
     log_p: Tensor
-    gradient: Tensor
+    gradient_q: Tensor
+    gradient_p: Tensor
 
     def take(self, rows: Tensor) -> PathState:
         """The state with configurations picked, or repeated, by number."""
-        return PathState(self.positions[rows], self.log_q[rows], self.log_p[rows], self.gradient[rows])
+        return PathState(*(getattr(self, name)[rows] for name in PathState.__annotations__))
 
     def where(self, chosen: Tensor, other: PathState) -> PathState:
         """This state where `chosen` (B,), the other elsewhere."""
         pick = lambda a, b: torch.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-        return PathState(
-            pick(self.positions, other.positions),
-            pick(self.log_q, other.log_q),
-            pick(self.log_p, other.log_p),
-            pick(self.gradient, other.gradient),
-        )
+        return PathState(*(pick(getattr(self, name), getattr(other, name)) for name in PathState.__annotations__))
 
     def log_density(self, t: float) -> Tensor:
         """Log-density (B,) at the place t of the path; -inf outside the domain wherever on the path."""
         inside = torch.isfinite(self.log_q) & torch.isfinite(self.log_p)
         mixed = (1 - t) * self.log_q + t * self.log_p
         return torch.where(inside, mixed, torch.full_like(mixed, -torch.inf))
+
+    def gradient(self, t: float) -> Tensor:
+        """Of the log-density at the place t, (B, N, d)."""
+        return (1 - t) * self.gradient_q + t * self.gradient_p
 
 
 class TargetPath:
@@ -105,24 +105,21 @@ class TargetPath:
 
     def _evaluate(self, positions: Tensor, t: float, log_q: Tensor | None, gradients: bool) -> PathState:
         x = positions.detach().double()
-        gradient = torch.zeros_like(x)
+        gradient_q, gradient_p = torch.zeros_like(x), torch.zeros_like(x)
         if gradients and t > 0:
             x.requires_grad_(True)
             with torch.enable_grad():
                 log_p = -self.generator.reduced_energy(x)
-                (of_p,) = torch.autograd.grad(torch.where(torch.isfinite(log_p), log_p, 0.0).sum(), x)
-            gradient += t * of_p
+                (gradient_p,) = torch.autograd.grad(torch.where(torch.isfinite(log_p), log_p, 0.0).sum(), x)
         else:
             with torch.no_grad():
                 log_p = -self.generator.reduced_energy(x)
         if log_q is None or (gradients and t < 1):
-            log_q, of_q = self._density(x.detach(), gradients and t < 1)
-            gradient += (1 - t) * of_q
-        log_p, log_q = log_p.detach().double(), log_q.detach().double()
+            log_q, gradient_q = self._density(x.detach(), gradients and t < 1)
         # An undefined energy is as good as an infinite one to a move: it is not accepted.
-        log_p = torch.nan_to_num(log_p, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-        return PathState(positions.detach().double(), log_q, log_p, gradient)
+        log_p = torch.nan_to_num(log_p.detach().double(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        finite = lambda gradient: torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        return PathState(x.detach(), log_q.detach().double(), log_p, finite(gradient_q), finite(gradient_p))
 
     def _density(self, x: Tensor, gradients: bool) -> tuple[Tensor, Tensor]:
         """log q and its gradient; the gradient is zero outside the domain."""
@@ -195,13 +192,13 @@ class HamiltonianMoves:
         jitter = 0.8 + 0.4 * torch.rand(1, generator=self.rng, dtype=torch.float64, device=self.rng.device)
         step = self.step_size * jitter
         moved = state
-        momenta = momenta + 0.5 * step * moved.gradient
+        momenta = momenta + 0.5 * step * moved.gradient(t)
         for k in range(self.n_leapfrog):
             positions = moved.positions + step * momenta / self._masses
             # At the target itself the density of the generator counts at the end only, to tell the domain.
             passing = t == 1.0 and k < self.n_leapfrog - 1
             moved = self.path.state(positions, t, torch.zeros_like(state.log_q) if passing else None)
-            momenta = momenta + (step if k < self.n_leapfrog - 1 else 0.5 * step) * moved.gradient
+            momenta = momenta + (step if k < self.n_leapfrog - 1 else 0.5 * step) * moved.gradient(t)
         after = moved.log_density(t) - self._kinetic(momenta)
         chance = torch.exp((after - before).clamp(max=0)).nan_to_num(nan=0.0)
         uniform = torch.rand(len(chance), generator=self.rng, dtype=torch.float64, device=self.rng.device)
