@@ -16,7 +16,7 @@ help:
 	@echo "make format        let ruff rewrite the code"
 	@echo "make notebooks     run the notebooks on a small budget"
 	@echo "make bench-energy  accuracy and speed of the compiled energy against OpenMM (about 10 minutes on 2 cores)"
-	@echo "make bench-flow    speed of the flow against stacks of the same size, and with the chain (about 10 minutes)"
+	@echo "make bench-flow    speed of the flow against stacks of the same size, zuko, and with the chain (about 15 minutes)"
 	@echo "make reference     compute the reference free energy of alanine dipeptide again (hours)"
 	@echo "make clean         remove the virtual environment, caches and demo runs"
 	@echo "PYTHON=python3.12 make ... takes another interpreter (3.11, 3.12 or 3.13)"

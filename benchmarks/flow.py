@@ -1,28 +1,31 @@
 """Speed of the flow: against stacks in the designs of normflows and bgflow, against zuko's splines, and with the chain.
 
-    make bench-flow                (some minutes on two cores; or: python benchmarks/flow.py [--threads 1])
-    python benchmarks/flow.py --quick      (a minute: nothing is written)
+    make bench-flow                (a quarter of an hour on two cores; or: python benchmarks/flow.py --threads 1)
+    python benchmarks/flow.py --quick      (minutes: nothing is written)
 
-Prints its tables and writes them to benchmarks/results/flow.md and flow.json. What is compared takes turns in one
-process, and the shortest time of each counts. The row with zuko is there if zuko can be imported; the project does not
-need it.
+Prints its tables, for one thread and for two, and writes them to benchmarks/results/flow.md and flow.json. What is
+compared takes turns in one process, and the shortest time of each counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import math
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import own_splines
 import torch
 from openmm import app, unit
 from stacks import ChannelStack, CoupledSplineStack
@@ -30,13 +33,16 @@ from tables import Table, interleaved
 from torch import Tensor, nn
 
 from boltzgen.energy import CompiledPotential
-from boltzgen.flows.splines import wrap
 from boltzgen.generator import BoltzmannGenerator
+from boltzgen.losses import data_free_loss
 from boltzgen.molecule import Molecule
+from boltzgen.training.loop import soft_cap
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 BATCHES = {"alanine_dipeptide": 768, "chignolin": 256}
+TRAINING_BATCH = 768
+LOSSES = (("l2+", 1.0), ("reverse-kl", 4.0))  # and the temperature over 300 K
 ROUNDS = 3
 CHAINS = (1, 3, 7, 15)  # alanines: 10, 20, 40 and 80 heavy atoms
 
@@ -143,50 +149,67 @@ def check(flow: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def zuko_splines() -> Iterator[None]:
-    """Our flow with the splines of zuko in the place of ours; slopes at the ends are one, as zuko has them."""
-    from zuko.transforms import MonotonicRQSTransform
-
-    def transform(raw: Tensor) -> MonotonicRQSTransform:
-        n_bins = raw.shape[1] // 3
-        widths, heights, slopes = raw[:, :-1].movedim(1, -1).split(n_bins, dim=-1)
-        return MonotonicRQSTransform(widths, heights, slopes[..., 1:], bound=math.pi)
-
-    def forward(angle: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        moved, log_derivative = transform(raw).call_and_ladj(wrap(angle))
-        return wrap(moved + raw[:, -1]), log_derivative
-
-    def inverse(angle: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        return transform(raw).inv.call_and_ladj(wrap(angle - raw[:, -1]))
-
+def own_code() -> Iterator[None]:
+    """The flow with splines of our own in the place of zuko's."""
     with contextlib.ExitStack() as stack:
         for module in ("couplings", "hydrogens"):
-            for name, function in (("circular_spline", forward), ("circular_spline_inverse", inverse)):
-                stack.enter_context(mock.patch(f"boltzgen.flows.{module}.{name}", function))
+            for name in ("circular_spline", "circular_spline_inverse"):
+                stack.enter_context(mock.patch(f"boltzgen.flows.{module}.{name}", getattr(own_splines, name)))
         yield
 
 
+def training_step(generator: BoltzmannGenerator, loss: str, heat: float, batch: int) -> Callable[[], None]:
+    """One whole step of a training: samples, their energies, the loss, its gradient, and the update of the weights."""
+    flow, kind = generator.flow, data_free_loss(loss)
+    objective, kT = kind.start(list(flow.parameters())), heat * generator.kT
+    optimizer = torch.optim.Adam(flow.parameters(), lr=0.0)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        if kind.detached:
+            with torch.no_grad():
+                positions, _ = flow.sample_and_log_prob(batch)
+                reduced = generator.reduced_energy(positions, kT)
+            log_q = flow.log_prob(positions)
+        else:
+            positions, log_q = flow.sample_and_log_prob(batch)
+            reduced = generator.reduced_energy(positions, kT)
+        valid = torch.isfinite(reduced) & torch.isfinite(log_q)
+        objective(-soft_cap(reduced[valid]), log_q[valid]).backward()
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), 50.0)
+        optimizer.step()
+
+    return step
+
+
 def zuko(names: list[str], seconds: float) -> Table:
-    """End to end: the same flow, the splines exchanged."""
-    table = Table("Splines of zuko in our flow", ("molecule", "ours, us a step", "with zuko's, us a step", "ratio"))
-    table.notes.append("zuko is used if a step is at most 1.3 times as long with it; larger: our own splines")
-    if importlib.util.find_spec("zuko") is None:
-        table.notes.append("zuko is not installed here: not measured")
-        return table
-    import zuko as package
-
-    table.notes.append(f"zuko {package.__version__ if hasattr(package, '__version__') else ''}".strip())
+    """End to end: the same flow and training, the splines exchanged."""
+    table = Table(
+        "A whole training step with the splines of zuko",
+        ("molecule", "loss", "own splines, us a sample", "zuko's, us a sample", "ratio"),
+    )
     for name in names:
-        flow = roughen(build(Molecule.from_pdb(ROOT / name)).flow)
-        batch = BATCHES[Path(name).stem]
-        step = calls_of(flow, batch)[2]
+        molecule = Molecule.from_pdb(ROOT / name)
+        generator = BoltzmannGenerator.for_molecule(molecule, CompiledPotential(molecule, compile=True))
+        roughen(generator.flow)
+        batch, calls = TRAINING_BATCH, []
+        for loss, heat in LOSSES:
+            step = training_step(generator, loss, heat, batch)
 
-        def with_zuko(step: Callable[[], None] = step) -> None:
-            with zuko_splines():
-                step()
+            def own(step: Callable[[], None] = step) -> None:
+                with own_code():
+                    step()
 
-        ours, theirs = interleaved([(step, batch), (with_zuko, batch)], seconds, ROUNDS)
-        table.rows.append([Path(name).stem, ours, theirs, theirs / ours])
+            calls += [(own, batch), (step, batch)]
+        times = np.array(interleaved(calls, seconds, 2 * ROUNDS)).reshape(len(LOSSES), 2)
+        for (loss, _), (own_time, zuko_time) in zip(LOSSES, times, strict=True):
+            table.rows.append([Path(name).stem, loss, *map(float, (own_time, zuko_time, zuko_time / own_time))])
+    table.notes += [
+        f"batches of {TRAINING_BATCH}; a step draws samples, evaluates the compiled energy (with forces for "
+        "reverse-kl, at 1200 K; without for l2+), takes the loss and its gradient, clips it and updates by Adam",
+        f"the flow uses MonotonicRQSTransform of zuko {metadata.version('zuko')}, because a step takes at most 1.3 "
+        "times as long as with the leanest splines of our own (benchmarks/own_splines.py); the bound was set before",
+    ]
     return table
 
 
@@ -279,17 +302,11 @@ def growth(chains: tuple[int, ...], seconds: float, batch: int) -> Table:
     return table
 
 
-def main() -> None:
-    """Print the tables and write them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each timing, over all rounds")
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+def measure(threads: int, seconds: float, quick: bool) -> list[Table]:
+    """All tables of one number of threads, printed as they come."""
+    torch.set_num_threads(threads)
     names = ["systems/alanine_dipeptide.pdb", "tests/data/chignolin.pdb"]
-    seconds, chains = (options.seconds, CHAINS) if not options.quick else (0.5, CHAINS[:2])
-    names = names[:1] if options.quick else names
+    names, chains = (names[:1], CHAINS[:2]) if quick else (names, CHAINS)
     tables = []
     for table in (
         lambda: peers(names, seconds),
@@ -298,16 +315,56 @@ def main() -> None:
     ):
         tables.append(table())
         print(tables[-1].markdown(), flush=True)
-        if not options.quick:
-            write(tables, options.threads)
+    return tables
 
 
-def write(tables: list[Table], threads: int) -> None:
+def main() -> None:
+    """Print the tables and write them; each number of threads in its own process, as torch fixes it at the start."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each timing, over all rounds")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    seconds = 0.5 if options.quick else options.seconds
+    if options.part is not None:
+        tables = measure(options.threads[0], seconds, options.quick)
+        options.part.write_text(json.dumps([asdict(table) for table in tables]))
+        return
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for threads in options.threads:
+            print(f"# {threads} threads\n", flush=True)
+            part = Path(folder) / f"{threads}.json"
+            words = [
+                sys.executable,
+                __file__,
+                "--threads",
+                str(threads),
+                "--seconds",
+                str(seconds),
+                "--part",
+                str(part),
+            ]
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            subprocess.run(words + ["--quick"] * options.quick, check=True, env=environment)
+            found[threads] = [Table(**table) for table in json.loads(part.read_text())]
+            if not options.quick:
+                write(found)
+
+
+def write(found: dict[int, list[Table]]) -> None:
     """What has been measured so far."""
-    where = f"torch {torch.__version__}, {threads} threads, {platform.machine()}, {os.cpu_count()} cores"
-    text = f"# Speed of the flow\n\n{where}\n\n" + "\n".join(table.markdown() for table in tables)
-    (RESULTS / "flow.md").write_text(text)
-    content = {"where": where, "tables": [table.as_dict() for table in tables]}
+    where = f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores"
+    parts = [f"# Speed of the flow\n\n{where}; `make bench-flow`\n"]
+    for threads, tables in found.items():
+        parts.append(f"# {threads} {'thread' if threads == 1 else 'threads'}\n")
+        parts += [table.markdown() for table in tables]
+    (RESULTS / "flow.md").write_text("\n".join(parts))
+    content = {
+        "where": where,
+        "threads": {str(n): [table.as_dict() for table in tables] for n, tables in found.items()},
+    }
     (RESULTS / "flow.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["load_generator", "save_generator"]
 
 FORMAT = "boltzgen generator"
-# Since 2: lines of atoms, symmetric groups; since 3: hydrogens in local groups; since 4: the domain of Cartesian flows.
+# Since 2: lines of atoms, symmetric groups; since 3: hydrogens in local groups; since 4: the domain of Cartesian flows,
+# splines of zuko.
 FORMAT_VERSION = "4"
 
 

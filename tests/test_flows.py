@@ -51,6 +51,30 @@ def test_spline_is_a_smooth_bijection_of_the_circle():
     torch.testing.assert_close(log_inverse, -log_derivative, rtol=0, atol=1e-8)
 
 
+def test_slope_is_free_at_the_seam_and_equal_on_both_sides():
+    """The slope there is a parameter; a spline of zuko alone would have one."""
+    parameters = torch.zeros(1, n_spline_parameters(6), 2, dtype=torch.float64)
+    parameters[0, 12] = 0.8
+    edge = math.pi - 1e-9
+    _, log_derivative = circular_spline(torch.tensor([[-edge, edge]], dtype=torch.float64), parameters)
+    assert float(log_derivative[0, 0]) > 0.5
+    assert float(log_derivative[0, 0]) == pytest.approx(float(log_derivative[0, 1]), abs=1e-7)
+
+
+def test_uneven_splines_have_a_finite_inverse_in_single_precision():
+    """At such parameters the discriminant of the inverse is below zero by rounding in some of 400,000 bins."""
+    rng = torch.Generator().manual_seed(0)
+    parameters = (10 * torch.randn(20, n_spline_parameters(12), 20_000, generator=rng)).requires_grad_(True)
+    angle = (2 * torch.rand(20, 20_000, generator=rng) - 1) * math.pi
+    with torch.no_grad():
+        moved, _ = circular_spline(angle, parameters)
+    back, log_derivative = circular_spline_inverse(moved, parameters)
+    assert back.dtype == torch.float32
+    assert bool(torch.isfinite(back).all() & torch.isfinite(log_derivative).all())
+    (gradient,) = torch.autograd.grad(log_derivative.sum(), parameters)
+    assert bool(torch.isfinite(gradient).all())
+
+
 def build(kind, n, n_context):
     if kind is TorsionFlow:
         return TorsionFlow(n, n_context, **SIZES, n_bins=6, n_harmonics=2)

@@ -24,7 +24,7 @@ from boltzgen.training import Training
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "boltzgen training"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # since 2: splines of zuko
 
 
 @dataclass(frozen=True)
