@@ -81,7 +81,7 @@ def _map(
     if show not in ("free energy", "half-width"):
         raise ValueError(f"show must be 'free energy' or 'half-width', not {show!r}")
     ax = axes_or_new(ax, (4.8, 3.9))
-    values = estimate.free_energy if show == "free energy" else estimate.half_width
+    values = estimate.free_energy if show == "free energy" else np.minimum(estimate.half_width, 1e3)
     shown = np.ma.masked_invalid(np.where(np.isnan(estimate.free_energy), np.nan, values)).T
     top = max_kT if show == "free energy" else 2 * MOST_BAND_KT
     mesh = ax.pcolormesh(*estimate.edges, shown, cmap=_COLOURS, vmin=0.0, vmax=top, rasterized=True)
