@@ -130,9 +130,10 @@ class _Clock:
 
 
 def describe_record(record: Mapping[str, Any]) -> str:
-    """Stage, temperature, loss, ESS and populations in one short line."""
+    """Stage, what it has cost, temperature, loss, ESS and populations in one short line."""
     temperature = record["temperature"]
-    parts = [f"{temperature:.0f} K" if temperature > 20 else f"heat {temperature:.2f}"]
+    parts = [f"{record['energy_evaluations']:.3g} evaluations in {format_duration(record['seconds'])}"]
+    parts += [f"{temperature:.0f} K" if temperature > 20 else f"heat {temperature:.2f}"]
     parts += [f"loss {record['loss']:.3g}", f"ESS {record['ess_fraction']:.0%}"]
     parts += [f"{name} {population:.2%}" for name, population in record["populations"].items()]
     return f"{record['stage']:<10} " + ", ".join(parts)

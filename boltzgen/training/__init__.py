@@ -1,5 +1,6 @@
 """Training on the energy alone."""
 
+from boltzgen.training.exploration import Exploration, explore
 from boltzgen.training.history import Event, History
 from boltzgen.training.loop import CAP_ABOVE_MEDIAN, MAX_GRADIENT_NORM, Training, soft_cap
 from boltzgen.training.recipes import anneal, finetune
@@ -12,6 +13,7 @@ __all__ = [
     "CAP_ABOVE_MEDIAN",
     "MAX_GRADIENT_NORM",
     "Event",
+    "Exploration",
     "History",
     "ReplayBuffer",
     "Stage",
@@ -19,6 +21,7 @@ __all__ = [
     "TrainingDivergedError",
     "anneal",
     "annealing_stages",
+    "explore",
     "finetune",
     "refinement_stage",
     "soft_cap",

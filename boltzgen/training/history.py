@@ -20,8 +20,8 @@ class Event:
     step : int
     kind : str
         "alarm" (a basin shrinks faster than its weights say), "pace" (the budget, not the ESS, set the cooling),
-        "divergence" (a step was taken back), "stop" (the training ended before its budget) or "weights" (configurations
-        without weights were given some).
+        "divergence" (a step was taken back), "stop" (the training ended before its budget), "weights" (configurations
+        without weights were given some), "start" and "basins" (which basins were looked for, how, which were found).
     message : str
     """
 
