@@ -130,3 +130,5 @@ def test_settings_that_make_no_sense_are_refused():
         flow_chains(generator, burn_in=1.0)
     with pytest.raises(PotentialError, match="hydrogens='flow'"):
         TargetPath(SimpleNamespace(other_target="exp(-U(h(x_C))/kT) of the heavy atoms"))
+    with pytest.raises(PotentialError, match="without constraints"):
+        TargetPath(SimpleNamespace(other_target="", molecule=SimpleNamespace(constraints=object())))

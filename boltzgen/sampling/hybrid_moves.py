@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from boltzgen.energy.read import keeps_constraints
 from boltzgen.errors import PotentialError
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class TargetPath:
     Raises
     ------
     PotentialError
-        If its hydrogens are a function of the heavy atoms: there is then no density of all atoms to move in.
+        If its hydrogens are a function of the heavy atoms, for there is then no density of all atoms to move in; or if
+        bonds of the molecule are constrained.
     """
 
     def __init__(self, generator: BoltzmannGenerator) -> None:
@@ -82,6 +84,10 @@ class TargetPath:
             raise PotentialError(
                 f"the target of this generator is {generator.other_target}: moves need a density of all atoms, "
                 "so build the generator with hydrogens='flow'"
+            )
+        if generator.molecule is not None and keeps_constraints(generator.molecule):
+            raise PotentialError(
+                "moves would stretch the constrained bonds of this molecule: build it without constraints"
             )
         self.generator = generator
         self._like = next(generator.flow.parameters())
