@@ -20,6 +20,7 @@ __all__ = [
     "coverage",
     "effective_sample_fraction",
     "forward_ess_fraction",
+    "halving_deviation",
     "normalized_weights",
     "pareto_k",
     "pareto_limit",
@@ -32,6 +33,7 @@ COVERAGE_LIMIT = 0.3  # below it a good part of the basin is out of the generato
 FEWEST_REFERENCE_SAMPLES = 30  # in a basin, for a coverage to acquit
 CERTAINTY = 0.01  # chance that reference samples so poorly covered come from a basin covered to COVERAGE_LIMIT
 FEWEST_EFFECTIVE = 50  # samples, whether weighted or in chains
+HALVING_LIMIT = 5.0  # standard errors between log Z of the two halves of the samples
 R_HAT_LIMIT = 1.1  # Gelman et al. (2013): above it chains have not mixed
 FEWEST_PARTICLE_REPEATS = 3
 
@@ -277,7 +279,7 @@ def _weights_problem(log_weights: np.ndarray) -> tuple[str, str]:
         return f"too few effective samples ({figures})", figures
     if k > pareto_limit(n):
         return f"the weights have too heavy a tail ({figures}; k must be below {pareto_limit(n):.2f})", figures
-    if _halves_disagree(log_weights):
+    if halving_deviation(log_weights) > HALVING_LIMIT:
         return f"the two halves of the samples disagree on log Z ({figures})", figures
     return "", figures
 
@@ -314,11 +316,20 @@ def _particle_problem(log_weights: np.ndarray, groups: np.ndarray | None) -> tup
     return "", figures
 
 
-def _halves_disagree(log_weights: np.ndarray) -> bool:
-    """Whether log Z from either half of the samples differs by more than five of its standard errors."""
+def halving_deviation(log_weights: np.ndarray) -> float:
+    """Difference of log Z from the two halves of the samples, in units of its standard error; infinite if one is empty.
+
+    Parameters
+    ----------
+    log_weights : (n,) array
+        Of independent samples, in the order in which they were drawn.
+    """
     halves = np.array_split(log_weights, 2)
-    if any(not np.isfinite(half.max()) for half in halves):
-        return True
+    if any(not len(half) or not np.isfinite(half.max()) for half in halves):
+        return math.inf
     values = [logsumexp(half) - math.log(len(half)) for half in halves]
-    variances = [(1 / effective_sample_fraction(half) - 1) / len(half) for half in halves]
-    return abs(values[0] - values[1]) > 5 * math.sqrt(max(sum(variances), 0.0)) + 1e-9
+    variance = sum((1 / effective_sample_fraction(half) - 1) / len(half) for half in halves)
+    difference = abs(values[0] - values[1])
+    if difference < 1e-9:  # equal weights have no error
+        return 0.0
+    return float(difference / math.sqrt(variance)) if variance > 0 else math.inf

@@ -10,6 +10,7 @@ from boltzgen.diagnostics import (
     coverage,
     effective_sample_fraction,
     forward_ess_fraction,
+    halving_deviation,
     normalized_weights,
     pareto_k,
     pareto_limit,
@@ -59,6 +60,17 @@ def test_few_reference_samples_accuse_where_chance_cannot_explain_them():
     missed = lambda n: coverage(np.full(n, -9.0), np.ones(n, bool), np.ones(n)).is_missed
     assert not missed(12)
     assert missed(16)
+
+
+def test_halves_that_tell_different_things():
+    """Weights of mean e in one half and one in the other, each with a standard error of its mean of about 0.03."""
+    rng = np.random.default_rng(6)
+    noise = rng.standard_normal(2000) - 0.5
+    assert halving_deviation(noise) < 4
+    shifted = halving_deviation(noise + (np.arange(2000) < 1000))
+    assert shifted == pytest.approx(1 / math.hypot(*2 * [math.sqrt((math.e - 1) / 1000)]), rel=0.2)
+    assert halving_deviation(np.zeros(100)) == 0
+    assert "halves" in verdict(noise + 2 * (np.arange(2000) < 1000)).reason
 
 
 def test_limits_of_pareto_k_fall_with_the_number_of_samples():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from boltzgen.diagnostics import Verdict
+from boltzgen.diagnostics import Verdict, halving_deviation
 from boltzgen.errors import EstimateError
 from boltzgen.uncertainty import Interval
 
@@ -184,9 +184,11 @@ def log_z_unit(ensemble: Ensemble) -> str:
 def sample_figures(ensemble: Ensemble) -> dict[str, float]:
     """Diagnostics of the weights of an ensemble that every estimate shows."""
     if ensemble.kind == "chain":
-        return {"groups": float(ensemble.sampling.n_groups)}
-    figures = {"ESS": ensemble.ess_fraction, "Pareto k": ensemble.pareto_k}
-    return figures if ensemble.kind == "independent" else {"ESS": figures["ESS"]}
+        return {"chains": float(ensemble.sampling.n_groups)}
+    if ensemble.kind == "particles":
+        return {"ESS": ensemble.ess_fraction, "repeats": float(ensemble.sampling.n_groups)}
+    halves = halving_deviation(ensemble.log_weights)
+    return {"ESS": ensemble.ess_fraction, "Pareto k": ensemble.pareto_k, "halves differ by (SE)": halves}
 
 
 def judged(verdict: Verdict, interval: Interval) -> Verdict:
