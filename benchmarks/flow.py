@@ -305,6 +305,7 @@ def growth(chains: tuple[int, ...], seconds: float, batch: int) -> Table:
 def measure(threads: int, seconds: float, quick: bool) -> list[Table]:
     """All tables of one number of threads, printed as they come."""
     torch.set_num_threads(threads)
+    busy = f"load average {os.getloadavg()[0]:.1f} before this process began to work, on {os.cpu_count()} cores"
     names = ["systems/alanine_dipeptide.pdb", "tests/data/chignolin.pdb"]
     names, chains = (names[:1], CHAINS[:2]) if quick else (names, CHAINS)
     tables = []
@@ -314,6 +315,7 @@ def measure(threads: int, seconds: float, quick: bool) -> list[Table]:
         lambda: growth(chains, seconds, 128),
     ):
         tables.append(table())
+        tables[-1].notes.append(busy)
         print(tables[-1].markdown(), flush=True)
     return tables
 
