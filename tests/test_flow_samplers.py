@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import openmm
 import pytest
 import torch
 from analytic import DoubleWell, GaussianFlow, Harmonic
@@ -130,5 +131,9 @@ def test_settings_that_make_no_sense_are_refused():
         flow_chains(generator, burn_in=1.0)
     with pytest.raises(PotentialError, match="hydrogens='flow'"):
         TargetPath(SimpleNamespace(other_target="exp(-U(h(x_C))/kT) of the heavy atoms"))
+    system = openmm.System()
+    for mass in (12.0, 1.0):
+        system.addParticle(mass)
+    system.addConstraint(0, 1, 0.109)
     with pytest.raises(PotentialError, match="without constraints"):
-        TargetPath(SimpleNamespace(other_target="", molecule=SimpleNamespace(constraints=object())))
+        TargetPath(SimpleNamespace(other_target="", molecule=SimpleNamespace(system=system)))

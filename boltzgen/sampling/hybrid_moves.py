@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from boltzgen.energy.read import keeps_constraints
 from boltzgen.errors import PotentialError
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class TargetPath:
                 f"the target of this generator is {generator.other_target}: moves need a density of all atoms, "
                 "so build the generator with hydrogens='flow'"
             )
-        if generator.molecule is not None and keeps_constraints(generator.molecule):
+        if generator.molecule is not None and generator.molecule.system.getNumConstraints():
             raise PotentialError(
                 "moves would stretch the constrained bonds of this molecule: build it without constraints"
             )
