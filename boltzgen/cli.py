@@ -168,7 +168,8 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> int:
         prepared = prepare(options, _say)
         started, folder = True, prepared.folder.path
         result = execute(prepared, _say)
-        _say(f"\n{result}\n{'report':<16}{result.folder / 'report.html'}")
+        if result is not None:  # the first process has it, where several train together
+            _say(f"\n{result}\n{'report':<16}{result.folder / 'report.html'}")
         return OK
     except BoltzgenError as error:
         _complain(_one_line(error))

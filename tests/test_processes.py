@@ -39,23 +39,21 @@ def train(shards):
     return {"rank": processes.rank, "table": table, "parameters": parameters}
 
 
+def torchrun(*words):
+    """Run a program in two processes, as ``torchrun --nproc-per-node 2`` does."""
+    tests = Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    environment = os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, env=environment, cwd=tests.parent, capture_output=True, text=True, timeout=500, check=False
+    )
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each of two processes found, as torchrun starts them."""
     folder = tmp_path_factory.mktemp("processes")
-    tests = Path(__file__).parent
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        __file__,
-        str(folder),
-    ]
-    environment = os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = torchrun(__file__, str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -80,6 +78,22 @@ def test_evaluations_are_counted_over_all_processes(results):
 
 def test_the_batch_is_not_the_same_with_other_shards():
     assert train(shards=1)["parameters"] != train(shards=2)["parameters"]
+
+
+def test_a_run_shared_by_processes_gives_one_answer(tmp_path):
+    out = tmp_path / "run"
+    words = ["-m", "boltzgen", "run", "systems/alanine_dipeptide.pdb", "--budget", "20000", "--out", str(out)]
+    done = torchrun(*words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("verdict") == 1
+    result = json.loads((out / "result.json").read_text())
+    set_up = result["energy_evaluations"] - 26 * 768 - 100_000  # beyond the steps and the samples of the answer
+    assert 0 < set_up < 1000  # the harmonic approximation, by each process
+    resumed = torchrun(*words, "--resume")
+    assert "going on from step 26 of 26" in resumed.stdout
+    assert (
+        abs(json.loads((out / "result.json").read_text())["energy_evaluations"] - result["energy_evaluations"]) < 1000
+    )
 
 
 if __name__ == "__main__":

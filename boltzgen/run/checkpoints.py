@@ -24,7 +24,7 @@ from boltzgen.training import Training
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "boltzgen training"
-FORMAT_VERSION = 2  # since 2: splines of zuko
+FORMAT_VERSION = 3  # since 2: splines of zuko; since 3: buffer, cooling, streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ class Checkpoint:
 def save_checkpoint(path: str | os.PathLike[str], training: Training, identity: Mapping[str, Any]) -> Path:
     """Write the whole state of a training; the file is the old one or the whole new one.
 
+    All processes of a training must call this: the first writes.
+
     Parameters
     ----------
     path : path-like
@@ -99,6 +101,9 @@ def save_checkpoint(path: str | os.PathLike[str], training: Training, identity: 
     OutputError
         If the file cannot be written.
     """
+    state = training.state_dict()
+    if not training.processes.is_first:
+        return Path(path)
     description, arrays = describe(training.generator)
     content = {
         "format": FORMAT,
@@ -107,7 +112,7 @@ def save_checkpoint(path: str | os.PathLike[str], training: Training, identity: 
         "identity": dict(identity),
         "description": description,
         "arrays": arrays,
-        "training": training.state_dict(),
+        "training": state,
     }
     buffer = io.BytesIO()  # torch.save into a file does not say why it failed
     torch.save(content, buffer)

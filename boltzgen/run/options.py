@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -145,14 +146,15 @@ def _has_alanine_like_phi(molecule: Molecule) -> bool:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device to compute on; "auto" takes a GPU where PyTorch has one.
+    """The device to compute on; "auto" takes a GPU where PyTorch has one, and each process of ``torchrun`` its own.
 
     Raises
     ------
     OptionError
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        own = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+        return torch.device(own if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise OptionError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:N")
     device = torch.device(name)

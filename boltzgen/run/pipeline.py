@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from boltzgen.run.options import RunOptions, check_kinds_of_run, choose_basins, 
 from boltzgen.run.schedules import PLACEMENT_BATCH, Schedule, make_schedule, parse_budget
 from boltzgen.sampling import SamplingRun
 from boltzgen.training import History, Training
+from boltzgen.training.processes import Processes, start_processes
 
 __all__ = ["CHECKPOINT", "PreparedRun", "RunOptions", "RunResult", "execute", "prepare", "run"]
 
@@ -97,8 +99,10 @@ class RunResult:
         return format_answer(self.values)
 
 
-def run(options: RunOptions, say: Say | None = None) -> RunResult:
+def run(options: RunOptions, say: Say | None = None) -> RunResult | None:
     """Set up a molecule, train a generator on its energy, sample, and write the answer with all files.
+
+    Processes that ``torchrun`` started train together; the first samples and writes, the others get None.
 
     Parameters
     ----------
@@ -118,9 +122,11 @@ def run(options: RunOptions, say: Say | None = None) -> RunResult:
 
 def prepare(options: RunOptions, say: Say | None = None) -> PreparedRun:
     """Check the input and build everything up to the first training step; see `run`."""
-    say, started = say or log.info, time.monotonic()
+    started = time.monotonic()
     check_kinds_of_run(options)
     budget, device = parse_budget(options.budget), choose_device(options.device)
+    processes = start_processes(device)
+    say = _from_first(processes, say)
     folder = OutputFolder(options.folder, options.resume)
     checkpoint = load_checkpoint(folder / CHECKPOINT) if options.resume else None
     molecule = _read_molecule(options)
@@ -140,7 +146,8 @@ def prepare(options: RunOptions, say: Say | None = None) -> PreparedRun:
     generator = _generator(options, molecule, potential, schedule, device, checkpoint)
     for note in _notes(generator):
         say(note)
-    folder.claim()
+    if processes.is_first:
+        folder.claim()
     training = _training(generator, schedule, basins, folder / CHECKPOINT, identity)
     if checkpoint is not None:
         checkpoint.restore(training)
@@ -150,15 +157,21 @@ def prepare(options: RunOptions, say: Say | None = None) -> PreparedRun:
     )
 
 
-def execute(prepared: PreparedRun, say: Say | None = None) -> RunResult:
+def execute(prepared: PreparedRun, say: Say | None = None) -> RunResult | None:
     """Train, sample, compare and write; see `run`."""
-    say = say or log.info
+    processes = prepared.training.processes
+    say = _from_first(processes, say)
     try:
         _train_placement(prepared, say)
         _train(prepared, say)
-        return _answer(prepared, say)
+        return _answer(prepared, say) if processes.is_first else None
     finally:
         prepared.folder.release()
+
+
+def _from_first(processes: Processes, say: Say | None) -> Say:
+    """What tells the user something, from one process only."""
+    return (say or log.info) if processes.is_first else log.debug
 
 
 def _read_molecule(options: RunOptions) -> Molecule:
@@ -263,8 +276,8 @@ def _train(prepared: PreparedRun, say: Say) -> None:
     with Progress() as progress, Interrupts() as interrupts:
         training.on_record = progress
         training.run(stop=interrupts.requested)
-    if interrupts.received is not None:
-        raise RunInterrupted(interrupts.received, prepared.checkpoint)
+    if training.history.interrupted:  # by the first process's signal, where there are several
+        raise RunInterrupted(interrupts.received or signal.SIGINT, prepared.checkpoint)
 
 
 def _answer(prepared: PreparedRun, say: Say) -> RunResult:

@@ -176,11 +176,12 @@ class Training:
             self.seconds = time.monotonic() - started
             if self.step % self.record_every == 0 or self.step == self.n_steps:
                 self._record(stage, heat, loss)
-            if self.on_checkpoint and time.monotonic() - saved > self.checkpoint_seconds:
+            if self.on_checkpoint and self.processes.agree(time.monotonic() - saved > self.checkpoint_seconds):
                 self.on_checkpoint(self)
                 saved = time.monotonic()
         if self.on_checkpoint:
             self.on_checkpoint(self)
+        self._set_counts(self._total_counts())
         self._use_average()
         return self.history
 
@@ -396,7 +397,7 @@ class Training:
             "cooling": None if self._cooling is None else self._cooling.state(),
             "safeguard": self._safeguard.state(),
             "buffer": self.buffer.state_dict(),
-            "counts": self.generator.potential.counts.__getstate__(),
+            "counts": self._total_counts(),
             "skipped": self.skipped,
             "losses": {name: module.state_dict() for name, module in self._loss_modules().items()},
         }
@@ -414,6 +415,17 @@ class Training:
     def _stream_states(self) -> Tensor:
         """States (shards, n) of the random numbers of all shards."""
         return self.processes.gather(torch.stack([stream.get_state() for stream in self._streams.values()]))
+
+    def _total_counts(self) -> dict[str, int]:
+        """Evaluations of all processes."""
+        counts = self.generator.potential.counts.__getstate__()
+        return {name: self.processes.sum(value) for name, value in counts.items()}
+
+    def _set_counts(self, totals: Mapping[str, int]) -> None:
+        """Leave the counts of all processes to the first."""
+        counts = self.generator.potential.counts
+        share = totals if self.processes.is_first else dict.fromkeys(totals, 0)
+        counts.add(**{name: value - getattr(counts, name) for name, value in share.items()})
 
     def _loss_modules(self) -> dict[str, nn.Module]:
         """The losses that have a state."""
@@ -447,8 +459,7 @@ class Training:
         if state["cooling"] is not None:
             self._cooling = Cooling(self.locate(max(self.step - 1, 0))[0], self.generator.kT)
             self._cooling.load(state["cooling"])
-        counts = self.generator.potential.counts
-        counts.add(**{key: value - getattr(counts, key) for key, value in state["counts"].items()})
+        self._set_counts(state["counts"])
 
 
 def soft_cap(reduced_energy: Tensor) -> Tensor:

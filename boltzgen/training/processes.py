@@ -7,6 +7,7 @@ sum of the gradients over the processes is that of the whole batch.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 
@@ -24,6 +25,7 @@ def start_processes(device: torch.device | str = "cpu") -> Processes:
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)  # its threads must not outlive the interpreter
     return Processes()
 
 
