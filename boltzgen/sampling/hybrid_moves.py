@@ -176,19 +176,7 @@ class HamiltonianMoves:
         self.acceptance = float("nan")
 
     def __call__(self, state: PathState, t: float) -> PathState:
-        """One trajectory of every configuration at the place t.
-
-        Raises
-        ------
-        PotentialError
-            If the molecule has constraints, which trajectories would not keep.
-        """
-        molecule = self.path.generator.molecule
-        if molecule is not None and len(molecule.constraints):
-            raise PotentialError(
-                f"local moves do not keep the {len(molecule.constraints)} constraints of the molecule: use "
-                "parallel_tempering, flow_chains with n_local=0, or a System with constraints=None"
-            )
+        """One trajectory of every configuration at the place t."""
         shape = state.positions.shape
         noise = torch.randn(shape, generator=self.rng, dtype=torch.float64, device=self.rng.device)
         momenta = noise * self._masses.sqrt()
