@@ -1,4 +1,4 @@
-"""Torsions first, stiff coordinates given them: the flow of the heavy atoms."""
+"""Torsions first, stiff coordinates given them, and a way back: the flow of the heavy atoms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["TorsionsThenStiff"]
 
 
 class TorsionsThenStiff(nn.Module):
-    """Free torsions first, then the stiff coordinates given them.
+    """Free torsions, then the stiff coordinates given them; last, where wanted, the torsions again given these.
 
     Parameters
     ----------
@@ -26,6 +26,8 @@ class TorsionsThenStiff(nn.Module):
         Pairs of stiff coordinates whose conditional covariance is learned.
     n_context : int
         Width of the context that everything is conditioned on (the temperature), or zero.
+    way_back : int
+        Circular couplings that move the torsions given the stiff coordinates, or zero.
     """
 
     _folds: Tensor
@@ -43,6 +45,7 @@ class TorsionsThenStiff(nn.Module):
         n_harmonics: int,
         stiff_layers: int,
         stiff_hidden: int,
+        way_back: int = 0,
     ) -> None:
         super().__init__()
         n_torsions = len(folds)
@@ -51,6 +54,7 @@ class TorsionsThenStiff(nn.Module):
         self.torsions = TorsionFlow(n_torsions, n_context, torsion_layers, torsion_hidden, n_bins, n_harmonics)
         n_features = 2 * n_harmonics * n_torsions
         self.stiff = StiffFlow(n_stiff, stiff_pairs, n_context + n_features, stiff_layers, stiff_hidden)
+        self.back = TorsionFlow(n_torsions, n_context + n_stiff, way_back, torsion_hidden, n_bins, n_harmonics)
 
     def features(self, torsions: Tensor) -> Tensor:
         """What is conditioned on the torsions (n_torsions, B) sees of them: (2 n_torsions n_harmonics, B)."""
@@ -67,11 +71,14 @@ class TorsionsThenStiff(nn.Module):
         torsions, log_det_torsions = self.torsions(base, context)
         z = self.stiff.sample_base(n_samples, context, generator, heat)
         stiff, log_det_stiff = self.stiff(z, torch.cat([context, self.features(torsions)]))
+        torsions, log_det_back = self.back(torsions, torch.cat([context, stiff]))
         log_q = self.torsions.log_base(base) + self.stiff.log_base(z, heat) - log_det_torsions - log_det_stiff
-        return torsions, stiff, log_q
+        return torsions, stiff, log_q - log_det_back
 
     def log_prob(self, torsions: Tensor, stiff: Tensor, context: Tensor, heat: Tensor | None = None) -> Tensor:
         """Log-density (B,) of given torsions and stiff coordinates."""
+        torsions, log_det_back = self.back.inverse(torsions, torch.cat([context, stiff]))
         base, log_det_torsions = self.torsions.inverse(torsions, context)
         z, log_det_stiff = self.stiff.inverse(stiff, torch.cat([context, self.features(torsions)]))
-        return self.torsions.log_base(base) + self.stiff.log_base(z, heat) + log_det_torsions + log_det_stiff
+        log_det = log_det_torsions + log_det_stiff + log_det_back
+        return self.torsions.log_base(base) + self.stiff.log_base(z, heat) + log_det

@@ -28,6 +28,8 @@ class GeneratorConfig:
     torsion_hidden, stiff_hidden : int or None
         Width of the two hidden layers of each of their conditioners; None: from the molecule, in proportion to the
         square root of the number of coordinates, and 64 and 96 in small ones.
+    way_back : int
+        Circular couplings that move the torsions of heavy atoms given their stiff coordinates, after these.
     hydrogen_layers, hydrogen_hidden : int
         Affine couplings within each group of hydrogens, and width of its networks.
     hydrogen_reach : int
@@ -57,6 +59,7 @@ class GeneratorConfig:
     torsion_hidden: int | None = None
     stiff_layers: int = 4
     stiff_hidden: int | None = None
+    way_back: int = 0
     hydrogen_layers: int = 2
     hydrogen_hidden: int = 64
     hydrogen_reach: int = 3
@@ -86,6 +89,7 @@ class GeneratorConfig:
             "torsion_hidden": self.torsion_hidden or _grown(64, n_torsions, 4),
             "stiff_layers": self.stiff_layers,
             "stiff_hidden": self.stiff_hidden or _grown(96, n_stiff, 24),
+            "way_back": self.way_back,
             "n_bins": self.n_bins,
             "n_harmonics": self.n_harmonics,
         }
