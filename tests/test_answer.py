@@ -144,8 +144,11 @@ def test_progress_texts():
         "loss": 0.314,
         "ess_fraction": 0.71,
         "populations": {"A": 0.012},
+        "energy_evaluations": 123_456,
+        "seconds": 61.0,
     }
-    assert describe_record(record).split() == "cooling 812 K, loss 0.314, ESS 71%, A 1.20%".split()  # noqa: SIM905
+    shown = "cooling 1.23e+05 evaluations in 1 min 01 s, 812 K, loss 0.314, ESS 71%, A 1.20%"
+    assert describe_record(record).split() == shown.split()
     assert [format_duration(s) for s in (5, 61, 7260)] == ["5 s", "1 min 01 s", "2 h 01 min"]
     assert list(shown_steps(range(3), "steps")) == [0, 1, 2]
 
