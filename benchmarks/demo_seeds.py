@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from boltzgen.diagnostics import coverage, forward_ess_fraction, log_z_bar
+from boltzgen.diagnostics import coverage, forward_ess_fraction
+from boltzgen.free_energy.acceptance_ratio import log_z_bar
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.sampling import shipped_reference
 

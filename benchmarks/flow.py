@@ -33,6 +33,7 @@ from tables import Table, interleaved
 from torch import Tensor, nn
 
 from boltzgen.energy import CompiledPotential
+from boltzgen.flows.compilation import compiled_log_prob
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.losses import data_free_loss
 from boltzgen.molecule import Molecule
@@ -60,8 +61,14 @@ def roughen(flow: nn.Module) -> nn.Module:
     return flow
 
 
-def calls_of(flow: nn.Module, batch: int) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
+COMPILED = "boltzgen, compiled"
+
+
+def calls_of(
+    flow: nn.Module, batch: int, log_prob: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
     """Sampling without gradient, density with gradient, and a training step of a detached loss without its energies."""
+    log_prob = log_prob or flow.log_prob
     optimizer = torch.optim.Adam(flow.parameters(), lr=0.0)
     with torch.no_grad():
         positions = flow.sample_and_log_prob(batch)[0]
@@ -72,13 +79,13 @@ def calls_of(flow: nn.Module, batch: int) -> tuple[Callable[[], None], Callable[
 
     def density() -> None:
         optimizer.zero_grad(set_to_none=True)
-        flow.log_prob(positions).mean().backward()
+        log_prob(positions).mean().backward()
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             drawn = flow.sample_and_log_prob(batch)[0]
-        flow.log_prob(drawn).mean().backward()
+        log_prob(drawn).mean().backward()
         optimizer.step()
 
     return sample, density, step
@@ -92,7 +99,16 @@ def peers(names: list[str], seconds: float) -> Table:
     """Ours against stacks of as many layers, as wide, with as many bins."""
     table = Table(
         "A training step against stacks of the same size",
-        ("molecule", "flow", "parameters", "sample, us", "density and gradient, us", "step, us", "step over ours"),
+        (
+            "molecule",
+            "flow",
+            "parameters",
+            "sample, us",
+            "density and gradient, us",
+            "step, us",
+            "over ours",
+            "compiled",
+        ),
     )
     for name in names:
         print(f"{Path(name).stem} ...", flush=True)
@@ -113,10 +129,15 @@ def peers(names: list[str], seconds: float) -> Table:
         for flow in list(flows.values())[1:]:
             check(flow)
         batch = BATCHES[Path(name).stem]
-        calls = [(call, batch) for flow in flows.values() for call in calls_of(flow, batch)]
-        times = np.array(interleaved(calls, seconds, ROUNDS)).reshape(len(flows), 3)
-        for (label, flow), row in zip(flows.items(), times, strict=True):
-            table.rows.append([Path(name).stem, label, size(flow), *map(float, row), float(row[2] / times[0, 2])])
+        compiled, reason = compiled_log_prob(generator.flow, batch)
+        table.notes += [reason] if reason else []
+        entries = [(COMPILED, generator.flow, compiled), *((label, flow, None) for label, flow in flows.items())]
+        calls = [(call, batch) for _, flow, log_prob in entries for call in calls_of(flow, batch, log_prob)]
+        times = np.array(interleaved(calls, seconds, ROUNDS)).reshape(len(entries), 3)
+        ours = times[1, 2], times[0, 2]
+        for (label, flow, _), row in zip(entries, times, strict=True):
+            ratios = [float(row[2] / one) for one in ours]
+            table.rows.append([Path(name).stem, label, size(flow), *map(float, row), *ratios])
         table.notes.append(
             f"{Path(name).stem}, batches of {batch}: {layers} layers of width {heavy['stiff_hidden']}, "
             f"{heavy['n_bins']} bins; ours has "
@@ -127,6 +148,7 @@ def peers(names: list[str], seconds: float) -> Table:
         "microseconds a sample; a step samples without gradient, then takes the density with its "
         "gradient and updates the weights; energies are left out; all use the same map between internal and Cartesian "
         "coordinates",
+        f"{COMPILED}: its density through torch.compile, as in trainings of 1e7 evaluations or more; sampling eager",
         "the stacks of others are restated from their published designs in benchmarks/stacks.py, not their own code",
     ]
     return table

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from boltzgen.collective_variables import parse_basin
-from boltzgen.diagnostics import coverage, forward_ess_fraction, log_z_bar
+from boltzgen.diagnostics import coverage, forward_ess_fraction
+from boltzgen.free_energy.acceptance_ratio import log_z_bar
 from boltzgen.energy import CompiledPotential
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.molecule import Molecule
