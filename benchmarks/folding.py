@@ -16,8 +16,8 @@ import numpy as np
 
 from boltzgen.collective_variables import parse_basin
 from boltzgen.diagnostics import coverage, forward_ess_fraction
-from boltzgen.free_energy.acceptance_ratio import log_z_bar
 from boltzgen.energy import CompiledPotential
+from boltzgen.free_energy.acceptance_ratio import log_z_bar
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.molecule import Molecule
 from boltzgen.run.schedules import make_schedule

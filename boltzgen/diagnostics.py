@@ -174,7 +174,7 @@ def coverage(log_ratio: np.ndarray, in_basin: np.ndarray, reference_weights: np.
     Parameters
     ----------
     log_ratio : (n,) array
-        log q - log p at reference samples, with p normalised (log Z from `boltzgen.free_energy.acceptance_ratio.log_z_bar`).
+        log q - log p at reference samples, with p normalised (log Z from `free_energy.acceptance_ratio`).
     in_basin : (n,) bool array
     reference_weights : (n,) array
         Weights of the reference samples.
