@@ -1,5 +1,6 @@
 """Estimators against quadrature and analytic answers, on weighted samples whose law is known."""
 
+import dataclasses
 import math
 from dataclasses import replace
 
@@ -39,6 +40,12 @@ def within(estimate, truth):
 @pytest.fixture(scope="module")
 def ensemble():
     return gaussian(40_000, np.random.default_rng(0))
+
+
+def test_the_unit_of_z_is_that_of_the_coordinates_that_change(ensemble):
+    assert fe.log_z(ensemble).unit == "(nm^(3N-6))"
+    placed = dataclasses.replace(ensemble, target="exp(-U(h(x_C))/kT)")
+    assert fe.log_z(placed).unit == "(nm^(3M-6) of M heavy atoms)"
 
 
 def test_log_z_and_absolute_free_energy(ensemble):

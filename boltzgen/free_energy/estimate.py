@@ -177,7 +177,9 @@ class LogZ(Estimate):
 
 def log_z_unit(ensemble: Ensemble) -> str:
     """What exp(log Z) is measured in: one nm for each coordinate that can change."""
-    fixed = 0 if ensemble.target else len(getattr(ensemble.molecule, "constraints", ()))
+    if ensemble.target:
+        return "(nm^(3M-6) of M heavy atoms)"
+    fixed = len(getattr(ensemble.molecule, "constraints", ()))
     return f"(nm^(3N-6-{fixed}))" if fixed else "(nm^(3N-6))"
 
 

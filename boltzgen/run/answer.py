@@ -12,6 +12,7 @@ import torch
 
 from boltzgen.diagnostics import Verdict, verdict
 from boltzgen.free_energy import KJ_PER_KCAL, BasinFreeEnergy, FreeEnergies
+from boltzgen.free_energy.estimate import log_z_unit
 from boltzgen.progress import format_duration
 from boltzgen.run.comparison import OUTSIDE_LIMIT, Comparison, disagreement
 
@@ -167,7 +168,7 @@ def result_values(
         "log_z": log_z.value,
         "log_z_low": log_z.low,
         "log_z_high": log_z.high,
-        "log_z_unit": "nm^(3N-6)" if not ensemble.target else "nm^(3M-6) of M heavy atoms",
+        "log_z_unit": log_z_unit(ensemble)[1:-1],
         "n_infinite": ensemble.n_infinite,
         "n_lost": ensemble.n_lost,
         "n_defects": ensemble.n_defects,
