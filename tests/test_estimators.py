@@ -1,6 +1,5 @@
 """Estimators against quadrature and analytic answers, on weighted samples whose law is known."""
 
-import dataclasses
 import math
 from dataclasses import replace
 
@@ -44,7 +43,7 @@ def ensemble():
 
 def test_the_unit_of_z_is_that_of_the_coordinates_that_change(ensemble):
     assert fe.log_z(ensemble).unit == "(nm^(3N-6))"
-    placed = dataclasses.replace(ensemble, target="exp(-U(h(x_C))/kT)")
+    placed = replace(ensemble, target="exp(-U(h(x_C))/kT)")
     assert fe.log_z(placed).unit == "(nm^(3M-6) of M heavy atoms)"
 
 
