@@ -34,7 +34,9 @@ def test_a_state_may_wrap_round():
     assert states[0] == states[1] != states[2]
 
 
-@pytest.mark.parametrize("angles", [normal(20, 30, 3000, 0), np.random.default_rng(0).uniform(-180, 180, 200_000)])
+@pytest.mark.parametrize(
+    "angles", [normal(20, 30, 3000, 0), normal(-63, 8, 3000, 0), np.random.default_rng(0).uniform(-180, 180, 200_000)]
+)
 def test_one_state_has_no_arcs(angles):
     assert _arcs(angles) == []
 

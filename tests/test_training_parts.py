@@ -10,10 +10,19 @@ from analytic import DoubleWell, GaussianFlow, Harmonic
 from boltzgen.energy.base import RawEvaluation
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.losses import LOSSES
-from boltzgen.training import ReplayBuffer, Stage, Training, TrainingDivergedError, annealing_stages, refinement_stage
+from boltzgen.training import (
+    ReplayBuffer,
+    Stage,
+    Training,
+    TrainingDivergedError,
+    anneal,
+    annealing_stages,
+    refinement_stage,
+)
 from boltzgen.training.batches import Batch, RecentBatches
 from boltzgen.training.cooling import LONGEST_HOLD, Cooling
 from boltzgen.training.safeguard import BAD_IN_A_ROW, Safeguard
+from boltzgen.training.watch import BasinWatch
 
 
 def harmonic_generator(seed=0):
@@ -87,40 +96,89 @@ def ess_of_cooling(heat, colder):
     return ((b / a) * math.sqrt((2 * a - b) / b)) ** 3
 
 
+def cooling_from_4(bound, n_steps=1000):
+    return Cooling(Stage("cooling", "l2+", n_steps, 4.0, 1.0, ess_bound=bound), 1.0, BasinWatch())
+
+
 @pytest.mark.parametrize("bound", [0.5, 0.9])
 def test_cooling_goes_as_far_as_the_bound_lets_it(bound):
-    cooling = Cooling(Stage("cooling", "l2+", 1000, 4.0, 1.0, ess_bound=bound), kT=1.0)
+    cooling = cooling_from_4(bound)
     assert cooling.update(gaussian_batches(4.0), within=8) == []
     assert ess_of_cooling(4.0, cooling.heat) == pytest.approx(bound, abs=0.02)
 
 
-def test_cooling_waits_while_the_ess_is_below_the_bound():
-    cooling = Cooling(Stage("cooling", "l2+", 1000, 4.0, 1.0, ess_bound=0.9), kT=1.0)
+def test_cooling_waits_while_the_ess_is_below_the_bound_and_between_decisions():
+    cooling = cooling_from_4(0.9)
     cooling.update(gaussian_batches(2.5), within=8)  # ESS at heat 4: 0.7
+    cooling.update(None, within=9)
     assert cooling.heat == 4.0
 
 
 def test_cooling_ends_within_its_stage_and_says_that_the_budget_did_it():
-    cooling = Cooling(Stage("cooling", "l2+", 100, 4.0, 1.0, ess_bound=0.9), kT=1.0)
+    cooling = cooling_from_4(0.9, n_steps=100)
     recent = gaussian_batches(2.5, n=200)
     events = [event for within in range(1, 100) for event in cooling.update(recent, within)]
     assert cooling.heat == pytest.approx(1.0)
     assert [kind for kind, _ in events] == ["pace"]
 
 
-def test_a_basin_that_gets_lost_holds_the_cooling_for_a_while():
-    right = lambda x: x[:, 0] > 0
-    cooling = Cooling(Stage("cooling", "l2+", 100_000, 4.0, 1.0, ess_bound=0.9), kT=1.0)
-    cooling.update(gaussian_batches(4.0, inside=right), within=8)
-    reached = cooling.heat
-    lost = gaussian_batches(reached, inside=lambda x: x[:, 0] > 5)
-    (kind, message), *_ = cooling.update(lost, within=16)
-    assert kind == "alarm"
+def test_a_basin_that_gets_lost_is_seen():
+    watch = BasinWatch()
+    watch.foresee(gaussian_batches(4.0, inside=lambda x: x[:, 0] > 0), kT=4.0)
+    assert watch.check(gaussian_batches(4.0, inside=lambda x: x[:, 0] > 0), kT=4.0) == []
+    (message,) = watch.check(gaussian_batches(4.0, inside=lambda x: x[:, 0] > 5), kT=4.0)
     assert message.startswith("A holds 0.")
-    assert cooling.heat == reached
-    events = [event for k in range(3, 3 + LONGEST_HOLD) for event in cooling.update(lost, within=8 * k)]
-    assert "did not recover" in events[-1][1]
-    assert cooling.heat < reached
+    assert watch.shrunken == ["A"]
+    assert watch.check(gaussian_batches(4.0, inside=lambda x: x[:, 0] > 5), kT=4.0) == []  # said once
+    assert watch.shrunken == ["A"]
+
+
+def test_a_basin_of_few_effective_samples_raises_no_alarm():
+    watch = BasinWatch()
+    recent = gaussian_batches(4.0, n=50, inside=lambda x: x[:, 0] > 5)
+    watch.foresee(recent, kT=4.0)
+    assert watch.check(gaussian_batches(4.0, n=50, inside=lambda x: x[:, 0] > 50), kT=4.0) == []
+
+
+def test_a_shrunken_basin_holds_the_cooling_for_a_while():
+    cooling = cooling_from_4(0.5, n_steps=100_000)
+    cooling.watch.shrunken = ["A"]
+    recent = gaussian_batches(4.0)
+    events = [event for k in range(1, LONGEST_HOLD + 1) for event in cooling.update(recent, 8 * k)]
+    assert cooling.heat == 4.0
+    assert [kind for kind, _ in events] == ["alarm"]
+    (event,) = cooling.update(recent, 8 * (LONGEST_HOLD + 1))
+    assert "A did not recover" in event[1]
+    assert cooling.heat < 4.0
+
+
+def test_infinite_energies_count_in_the_ess_and_come_once_in_eight():
+    recent = RecentBatches()
+    energy = torch.tensor([0.0, math.inf])
+    assert not recent.are_new()
+    for _ in range(8):
+        recent.add(Batch(energy, torch.zeros(2), torch.zeros(2), {"A": torch.tensor([True, True])}))
+    assert recent.are_new()
+    assert not recent.are_new()
+    assert recent.ess_fraction(1.0) == pytest.approx(0.5)
+    assert recent.populations(1.0) == {"A": pytest.approx(1.0)}
+    assert recent.effective_samples(1.0) == {"A": pytest.approx(8.0)}
+
+
+class HalfForbidden(Harmonic):
+    """Infinite energy at negative x."""
+
+    def _evaluate(self, positions, forces):
+        raw = super()._evaluate(positions, forces)
+        energy = torch.where(positions[:, 0, 0] < 0, torch.inf, raw.energy)
+        return RawEvaluation(energy, raw.forces)
+
+
+def test_the_history_has_the_ess_of_all_samples():
+    generator = BoltzmannGenerator(GaussianFlow(0.0, math.log(0.5)), HalfForbidden(4.0), kT=1.0)
+    stage = Stage("a", "l2+", 25, learning_rate_start=1e-9, learning_rate_end=1e-9)
+    history = Training(generator, [stage], batch_size=512).run()
+    assert history.records[-1]["ess_fraction"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_annealing_at_its_own_pace_keeps_both_wells():
@@ -160,7 +218,7 @@ def test_failing_steps_are_taken_back_and_reported():
     training = Training(generator, [Stage("a", "l2+", 1500, 1.0, 1.0, 1e-2, 1e-4)], batch_size=256)
     history = training.run()
     (event,) = history.happened("divergence")
-    assert "back to the last good state" in event.message
+    assert "are taken back too" in event.message
     assert training.skipped == BAD_IN_A_ROW
     torch.testing.assert_close(generator.flow.log_scale.exp(), torch.full((3,), 0.5), rtol=0.03, atol=0)
 
@@ -204,6 +262,48 @@ def test_going_back_restores_parameters_average_and_optimiser():
     torch.testing.assert_close(optimizer.state_dict()["state"][0]["exp_avg"], moments["state"][0]["exp_avg"])
 
 
+def test_a_failure_now_and_then_does_not_keep_the_last_good_state_old():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    guard = Safeguard([parameter], torch.optim.Adam([parameter]), [torch.zeros(1)])
+    for _ in range(10):
+        for _ in range(60):
+            guard.took(1.0)
+        guard.failed("now and then")
+        parameter.data += 1
+    guard.took(1.0)
+    said = [guard.failed("it broke") for _ in range(BAD_IN_A_ROW)]
+    assert "good steps before them are taken back too" in said[-1]
+    assert parameter.item() >= 8  # the state of 120 good steps ago at most
+
+
+def test_going_back_restores_losses_that_learn():
+    parameter, module = torch.nn.Parameter(torch.zeros(1)), torch.nn.Linear(1, 1)
+    guard = Safeguard([parameter], torch.optim.Adam([parameter]), [torch.zeros(1)], {"loss": module})
+    kept = module.weight.detach().clone()
+    module.weight.data += 5
+    for _ in range(BAD_IN_A_ROW):
+        guard.failed("it broke")
+    torch.testing.assert_close(module.weight.detach(), kept)
+
+
+def test_a_stopped_training_goes_on_from_its_own_parameters():
+    stages = [Stage("a", "l2+", 60)]
+    whole, parts = harmonic_generator(), harmonic_generator()
+    Training(whole, stages, batch_size=64).run()
+    training, steps = Training(parts, stages, batch_size=64), iter(range(1000))
+    assert training.run(stop=lambda: next(steps) >= 30).interrupted
+    assert not training.run().interrupted
+    for a, b in zip(whole.flow.parameters(), parts.flow.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("replay", [0.0, 0.5, 0.75])
+def test_annealing_spends_its_budget(replay):
+    generator = harmonic_generator()
+    anneal(generator, t_start=4.0, budget=20_000, batch_size=100, replay=replay)
+    assert generator.potential.counts.energy == pytest.approx(20_000, rel=0.02)
+
+
 def test_training_stops_at_the_wanted_ess():
     generator = harmonic_generator()
     stages = [Stage("refinement", "l2+", 20_000, 1.0, 1.0, 1e-2, 1e-4)]
@@ -216,26 +316,30 @@ def test_training_stops_at_the_wanted_ess():
 
 
 def test_training_stops_when_its_time_is_over():
-    history = Training(harmonic_generator(), [Stage("a", "l2+", 10**9)], batch_size=64, seconds=0.3).run()
+    stages = [Stage("a", "l2+", 10**9)]
+    history = Training(harmonic_generator(), stages, batch_size=64, seconds=0.3, compile=False).run()
     (event,) = history.happened("stop")
     assert "wall time of 0.3 s" in event.message
     assert history.records[-1]["step"] < 10**9
 
 
-def test_every_part_resumes_to_the_last_bit():
+@pytest.mark.parametrize("stopped", [43, 75])
+def test_every_part_resumes_to_the_last_bit(stopped):
     stages = [
         Stage("cooling", "l2+", 60, 3.0, 1.0, replay=0.25, ess_bound=0.6),
         Stage("refinement", "trajectory-balance", 40, replay=0.5),
     ]
     options = {"batch_size": 64, "basins": {"right": lambda x: x[:, 0, 0] > 0}}
     whole = harmonic_generator()
-    finished = Training(whole, stages, buffer=ReplayBuffer(1000), **options)
+    buffer = ReplayBuffer(1000)
+    finished = Training(whole, stages, buffer=buffer, **options)
+    assert finished.buffer is buffer
     finished.run()
     saved = {}
     first = Training(harmonic_generator(), stages, buffer=ReplayBuffer(1000), **options)
     first.on_checkpoint = lambda training: saved.update(copy.deepcopy(training.state_dict()))
     steps = iter(range(1000))
-    first.run(stop=lambda: next(steps) >= 43)
+    first.run(stop=lambda: next(steps) >= stopped)
     second = harmonic_generator(seed=99)
     resumed = Training(second, stages, buffer=ReplayBuffer(1000), **options)
     resumed.load_state_dict(saved)

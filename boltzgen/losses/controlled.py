@@ -77,6 +77,8 @@ class ControlledForwardKL(nn.Module):
         signs = (2 * torch.randint(2, log_q.shape, generator=rng) - 1).to(log_q)
         weighted = self._gradient((signs * weights.sqrt() * log_q).mean())
         plain = self._gradient((signs * log_q).mean())
+        if not all(bool(torch.isfinite(g).all()) for g in (*weighted, *plain)):
+            return  # one overflow would stay in the running means for good
         for index, (first, second) in enumerate(zip(weighted, plain, strict=True)):
             self.get_buffer(f"weighted_{index}").lerp_(first.square(), 1 - DECAY)
             self.get_buffer(f"plain_{index}").lerp_(second.square(), 1 - DECAY)

@@ -3,6 +3,7 @@
 from boltzgen.training.exploration import Exploration, explore
 from boltzgen.training.history import Event, History
 from boltzgen.training.loop import CAP_ABOVE_MEDIAN, MAX_GRADIENT_NORM, Training, soft_cap
+from boltzgen.training.processes import SharingError, start_processes
 from boltzgen.training.recipes import anneal, finetune
 from boltzgen.training.replay import ReplayBuffer
 from boltzgen.training.safeguard import TrainingDivergedError
@@ -16,6 +17,7 @@ __all__ = [
     "Exploration",
     "History",
     "ReplayBuffer",
+    "SharingError",
     "Stage",
     "Training",
     "TrainingDivergedError",
@@ -25,4 +27,5 @@ __all__ = [
     "finetune",
     "refinement_stage",
     "soft_cap",
+    "start_processes",
 ]

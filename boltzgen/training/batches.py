@@ -25,7 +25,7 @@ class Batch:
     Attributes
     ----------
     energy : (B,) tensor
-        kJ/mol.
+        kJ/mol; +inf counts, with weight zero.
     offset : (B,) tensor
         What the target adds to U/kT at every temperature: the alignment penalty.
     log_q : (B,) tensor
@@ -52,21 +52,27 @@ class RecentBatches:
 
     def __init__(self) -> None:
         self._batches: deque[Batch] = deque(maxlen=MONITOR_BATCHES)
+        self._new = 0
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    @property
-    def full(self) -> bool:
-        return len(self._batches) == self._batches.maxlen
+    def are_new(self) -> bool:
+        """Whether all have come since this was last so: true once for every eight batches."""
+        if self._new < MONITOR_BATCHES:
+            return False
+        self._new = 0
+        return True
 
     def add(self, batch: Batch) -> None:
         """Keep a batch; the oldest goes."""
         self._batches.append(batch)
+        self._new += 1
 
     def clear(self) -> None:
         """Forget all of them, as after a jump of the parameters."""
         self._batches.clear()
+        self._new = 0
 
     def log_weights(self, kT: float) -> np.ndarray:
         """log p~ - log q of all samples."""
@@ -77,9 +83,21 @@ class RecentBatches:
         return effective_sample_fraction(self.log_weights(kT))
 
     def populations(self, kT: float) -> dict[str, float]:
-        """Weighted population of each basin at a temperature."""
-        weights = normalized_weights(self.log_weights(kT))
+        """Weighted population of each basin at a temperature; NaN where every weight is zero."""
+        weights = self._weights(kT)
         return {name: float(weights[inside].sum()) for name, inside in self._inside().items()}
+
+    def effective_samples(self, kT: float) -> dict[str, float]:
+        """Kish's effective number of samples in each basin at a temperature."""
+        weights = self._weights(kT)
+        inside = {name: weights[rows] for name, rows in self._inside().items()}
+        return {name: float(w.sum() ** 2 / np.square(w).sum()) if w.any() else 0.0 for name, w in inside.items()}
+
+    def _weights(self, kT: float) -> np.ndarray:
+        log_weights = self.log_weights(kT)
+        if not np.isfinite(log_weights).any():
+            return np.full(len(log_weights), np.nan)
+        return normalized_weights(log_weights)
 
     def shares(self) -> dict[str, tuple[float, float]]:
         """Share of the samples in each basin, without weights, and its standard error."""
@@ -93,14 +111,18 @@ class RecentBatches:
         names = self._batches[-1].inside
         return {name: torch.cat([batch.inside[name] for batch in self._batches]).cpu().numpy() for name in names}
 
-    def state(self) -> list[dict[str, Any]]:
+    def state(self) -> dict[str, Any]:
         """As tensors and plain containers."""
-        return [
+        batches = [
             {"energy": b.energy, "offset": b.offset, "log_q": b.log_q, "inside": dict(b.inside)} for b in self._batches
         ]
+        return {"batches": batches, "new": self._new}
 
-    def load(self, state: list[dict[str, Any]]) -> None:
+    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Take over a `state`."""
         self._batches.clear()
-        for entry in state:
-            self.add(Batch(**entry))
+        for entry in state["batches"]:
+            inside = {name: rows.to(device) for name, rows in entry["inside"].items()}
+            energy, offset, log_q = (entry[name].to(device) for name in ("energy", "offset", "log_q"))
+            self.add(Batch(energy, offset, log_q, inside))
+        self._new = state["new"]

@@ -33,6 +33,7 @@ SAVE_STEPS = 100
 BINS = 72
 SMOOTHED = 15.0  # degrees; standard deviation of the kernel under which valleys are looked for
 VALLEY = 0.6  # a valley between two states has less than this share of the lower of their peaks
+EMPTY = 1e-6  # of the highest peak
 MOST_BASINS = 16
 FEWEST_SHARE = 0.005  # of the samples in a combination of torsions that is worth following
 
@@ -64,7 +65,7 @@ class Exploration:
 
     def missed(self, populations: dict[str, float], floor: float = 1e-3) -> list[str]:
         """Basins seen here that hold less than a floor in a generator's samples."""
-        return [name for name in self.basins if populations.get(name, 0.0) < floor]
+        return [name for name in self.basins if not populations.get(name, 0.0) >= floor]
 
     def __str__(self) -> str:
         rows = [f"  {name}: {self.shares[name]:.1%}" for name in self.basins]
@@ -203,6 +204,7 @@ def _arcs(angles: np.ndarray) -> list[tuple[float, float]]:
     distance = np.minimum(np.arange(BINS), BINS - np.arange(BINS)) * step
     kernel = np.exp(-0.5 * (distance / SMOOTHED) ** 2)
     smooth = np.fft.irfft(np.fft.rfft(density) * np.fft.rfft(kernel / kernel.sum()), BINS)
+    smooth[smooth < EMPTY * smooth.max()] = 0.0  # rounding of the transform has minima of its own
     cuts = _valleys(smooth)
     if len(cuts) < 2:
         return []
@@ -214,7 +216,13 @@ def _arcs(angles: np.ndarray) -> list[tuple[float, float]]:
 def _valleys(density: np.ndarray) -> list[int]:
     """Bins of the minima that are deep enough, the shallowest taken away one at a time."""
     n = len(density)
-    valleys = [k for k in range(n) if density[k] <= density[k - 1] and density[k] < density[(k + 1) % n]]
+    valleys = []
+    for k in range(n):
+        if density[k] < density[(k + 1) % n]:
+            flat = next((j for j in range(n) if density[k - j - 1] != density[k]), n)
+            if density[k - flat - 1] > density[k]:
+                valleys.append((k - flat // 2) % n)  # the middle of a flat stretch
+    valleys.sort()
     while len(valleys) > 1:
         between = [
             density[np.arange(low, high + n * (high <= low) + 1) % n].max()

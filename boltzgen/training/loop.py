@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -20,13 +21,15 @@ from torch import Tensor, nn
 from boltzgen.errors import CheckpointError
 from boltzgen.flows.compilation import compiled_log_prob
 from boltzgen.losses import data_free_loss, path_log_prob
+from boltzgen.losses.controlled import ControlledForwardKL
 from boltzgen.training.batches import Batch, RecentBatches
 from boltzgen.training.cooling import Cooling
 from boltzgen.training.history import Event, History
-from boltzgen.training.processes import Processes
+from boltzgen.training.processes import Processes, SharingError, is_torchrun
 from boltzgen.training.replay import ReplayBuffer
 from boltzgen.training.safeguard import Safeguard
 from boltzgen.training.stages import BATCH_SIZE, Stage
+from boltzgen.training.watch import BasinWatch
 
 if TYPE_CHECKING:
     from boltzgen.generator import BoltzmannGenerator
@@ -62,7 +65,8 @@ class Training:
     seconds : float, optional
         Wall time after which the training stops, with what it has.
     target_ess : float, optional
-        Stop as soon as the last batches reach this ESS at the target temperature, three records in a row.
+        Stop as soon as the last batches reach this ESS at the target temperature, three records in a row. They come
+        from the weights as they are; the averages that the generator gets in the end are usually better.
     shards : int, optional
         Parts of a batch, each with random numbers of its own; as many as there are processes if absent. Results depend
         on the number of shards, and up to rounding not on how many processes share them.
@@ -107,7 +111,7 @@ class Training:
         self.stages = stages
         self.batch_size = batch_size
         self.basins = {name: _predicate(basin, generator.molecule) for name, basin in (basins or {}).items()}
-        self.buffer = buffer or ReplayBuffer()
+        self.buffer = ReplayBuffer() if buffer is None else buffer
         self.max_seconds, self.target_ess = seconds, target_ess
         self.record_every = record_every
         self.on_record = on_record
@@ -120,20 +124,25 @@ class Training:
         self.seconds = 0.0
         self.skipped = 0
         self.processes = Processes()
+        if self.processes.size == 1 and is_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
+            log.warning("every process trains on its own: call boltzgen.training.start_processes() first")
         self.shards = shards or self.processes.size
         self._streams = self._random_streams()
-        self._check_shares()
         self._parameters = list(generator.flow.parameters())
         self.processes.same_start(self._parameters)
         self.objectives = {name: loss.start(self._parameters) for name, loss in self.losses.items()}
+        self._check_shares()
         self.optimizer = torch.optim.Adam(self._parameters, lr=stages[0].learning_rate_start)
         learned = [p for module in self._loss_modules().values() for p in module.parameters()]
         if learned:
             self.optimizer.add_param_group({"params": learned, "rate": LEARNED_RATE})
         self.average = [p.detach().clone() for p in self._parameters]
-        self._safeguard = Safeguard(self._parameters, self.optimizer, self.average)
+        self._safeguard = Safeguard(self._parameters, self.optimizer, self.average, self._loss_modules())
         self._recent = RecentBatches()
+        self._watch = BasinWatch()
         self._cooling: Cooling | None = None
+        self._raw: list[Tensor] | None = None  # parameters behind the averages, of a training that was stopped
+        self._seed = generator.seed
         self._hottest = _hottest(generator)
         if self._hottest is not None and self._loss_modules():
             raise ValueError("a loss that learns log Z needs one temperature: train without a temperature range")
@@ -170,7 +179,10 @@ class Training:
         TrainingDivergedError
             If the training failed again and again from its last good state.
         """
+        self._use_raw()
+        self.history.interrupted = False
         started, saved = time.monotonic() - self.seconds, time.monotonic()
+        recorded, loss = self.step, math.nan
         while self.step < self.n_steps:
             if self.processes.agree(stop is not None and stop()):
                 self.history.interrupted = True
@@ -184,9 +196,12 @@ class Training:
             self.seconds = time.monotonic() - started
             if self.step % self.record_every == 0 or self.step == self.n_steps:
                 self._record(stage, heat, loss)
+                recorded = self.step
             if self.on_checkpoint and self.processes.agree(time.monotonic() - saved > self.checkpoint_seconds):
                 self.on_checkpoint(self)
                 saved = time.monotonic()
+        if recorded != self.step:
+            self._record(stage, heat, loss)
         if self.on_checkpoint:
             self.on_checkpoint(self)
         self._set_counts(self._total_counts())
@@ -214,12 +229,18 @@ class Training:
     def _heat_of(self, stage: Stage, within: int) -> float:
         """Temperature of a step over the target's, as its stage has it."""
         if stage.ess_bound is None:
-            return stage.heat(within)
-        if self._cooling is None or self._cooling.stage is not stage:
-            self._cooling = Cooling(stage, self.generator.kT)
-        else:
-            for kind, message in self._cooling.update(self._recent, within):
-                self._note(kind, message)
+            self._cooling = None
+        elif self._cooling is None or self._cooling.stage is not stage:
+            self._cooling = Cooling(stage, self.generator.kT, self._watch)
+        heat = stage.heat(within) if self._cooling is None else self._cooling.heat
+        decides = self._recent.are_new()
+        if decides and self.basins:
+            for message in self._watch.check(self._recent, self.generator.kT * heat):
+                self._note("alarm", message)
+        if self._cooling is None:
+            return heat
+        for kind, message in self._cooling.update(self._recent if decides else None, within):
+            self._note(kind, message)
         return self._cooling.heat
 
     def _one_step(self, stage: Stage, within: int, stage_heat: float) -> float:
@@ -288,21 +309,25 @@ class Training:
         positions, reduced = (torch.cat(column) for column in zip(*parts, strict=True))
         log_q = self._log_prob(positions, options)
         gather = self.processes.gather
-        return gather(positions), gather(log_q), gather(reduced)
+        positions, log_q, reduced = gather(positions), gather(log_q), gather(reduced)
+        defined = torch.isfinite(log_q)  # the flow may have moved away
+        return positions[defined], log_q[defined], reduced[defined]
 
     def _remember(self, positions: Tensor, log_q: Tensor, reduced: Tensor, kT: float) -> None:
         """Keep a batch, for monitoring and for stages that use it again."""
-        finite = torch.isfinite(reduced.detach()) & torch.isfinite(log_q.detach())
-        positions, log_q, reduced = positions[finite], log_q.detach()[finite], reduced.detach()[finite]
+        log_q, reduced = log_q.detach(), reduced.detach()
+        defined = torch.isfinite(log_q) & ~torch.isnan(reduced)
+        positions, log_q, reduced = positions[defined], log_q[defined], reduced[defined]
         if not len(positions):
             return
+        finite = torch.isfinite(reduced)
         alignment = self.generator.alignment
         offset = torch.zeros_like(reduced) if alignment is None else alignment(positions).detach()
-        energy = (reduced - offset) * kT
+        energy = torch.where(finite, (reduced - offset) * kT, reduced)
         inside = {name: predicate(positions) for name, predicate in self.basins.items()}
-        self._recent.add(Batch(energy, offset, log_q, inside))
+        self._recent.add(Batch(energy, torch.where(finite, offset, 0.0), log_q, inside))
         if any(stage.replay for stage in self.stages):
-            self.buffer.add(positions, energy, offset, log_q)
+            self.buffer.add(positions[finite], energy[finite], offset[finite], log_q[finite])
 
     def _descend(self, loss: Tensor) -> None:
         """One step of the optimiser, unless the gradient is none to follow."""
@@ -338,31 +363,33 @@ class Training:
         """
         if self._hottest is None or self.step % 2 == 0 or heat >= self._hottest:
             return heat
-        stream = torch.Generator().manual_seed(hash((self.generator.seed, self.step)) % 2**63)
+        stream = torch.Generator().manual_seed(hash((self._seed, self.step)) % 2**63)
         share = float(torch.rand((), generator=stream))
         return float(heat * (self._hottest / heat) ** share)
 
     def _random_streams(self) -> dict[int, torch.Generator]:
         """The random numbers of each shard that is drawn here: the generator's own for the first."""
         if self.shards % self.processes.size:
-            raise ValueError(f"{self.shards} shards cannot be shared evenly by {self.processes.size} processes")
-        own = self.shards // self.processes.size
-        generator = self.generator
+            raise SharingError(f"{self.shards} shards cannot be shared evenly by {self.processes.size} processes")
+        own, generator = self.shards // self.processes.size, self.generator
+        seeds = [0]
+        if self.shards > 1:
+            seeds = torch.randint(2**62, (self.shards,), generator=generator.rng, device=generator.device).tolist()
         return {
-            shard: generator.rng
-            if shard == 0
-            else torch.Generator(generator.device).manual_seed(generator.seed + shard * 7919)
+            shard: generator.rng if shard == 0 else torch.Generator(generator.device).manual_seed(seeds[shard])
             for shard in range(self.processes.rank * own, (self.processes.rank + 1) * own)
         }
 
     def _check_shares(self) -> None:
-        """Processes exchange tensors of one shape."""
+        """Processes exchange tensors of one shape, and know the losses of their own samples only."""
+        if self.processes.size > 1 and any(isinstance(m, ControlledForwardKL) for m in self._loss_modules().values()):
+            raise SharingError("the loss 'controlled-forward-kl' follows gradients of single samples: use one process")
         for stage in self.stages:
             n = stage.n_fresh(self.batch_size)
             if self.processes.size > 1 and (n % self.shards or (self.batch_size - n) % self.shards):
-                raise ValueError(
+                raise SharingError(
                     f"stage {stage.name!r}: {n} fresh and {self.batch_size - n} replayed configurations cannot be "
-                    f"shared evenly by {self.shards} shards: choose another batch size"
+                    f"shared evenly by {self.shards} shards: use another number of processes"
                 )
 
     def _shares_of(self, n: int) -> list[tuple[int, torch.Generator]]:
@@ -373,7 +400,16 @@ class Training:
         decay = min(AVERAGING, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self._parameters], 1 - decay)
 
+    def _use_raw(self) -> None:
+        """Go on from the parameters that the averages replaced."""
+        if self._raw is not None:
+            with torch.no_grad():
+                for parameter, raw in zip(self._parameters, self._raw, strict=True):
+                    parameter.copy_(raw)
+            self._raw = None
+
     def _use_average(self) -> None:
+        self._raw = [p.detach().clone() for p in self._parameters] if self.step < self.n_steps else None
         with torch.no_grad():
             for parameter, average in zip(self._parameters, self.average, strict=True):
                 parameter.copy_(average)
@@ -410,13 +446,21 @@ class Training:
             "history": self.history.records,
             "events": self.history.events_state(),
             "recent": self._recent.state(),
-            "cooling": None if self._cooling is None else self._cooling.state(),
+            "cooling": self._cooling_state(),
+            "watch": self._watch.state(),
+            "seed": self._seed,
             "safeguard": self._safeguard.state(),
             "buffer": self.buffer.state_dict(),
             "counts": self._total_counts(),
             "skipped": self.skipped,
             "losses": {name: module.state_dict() for name, module in self._loss_modules().items()},
         }
+
+    def _cooling_state(self) -> dict[str, Any] | None:
+        if self._cooling is None:
+            return None
+        index = next(k for k, stage in enumerate(self.stages) if stage is self._cooling.stage)
+        return {"stage": index, **self._cooling.state()}
 
     def _plan(self) -> dict[str, Any]:
         """What another training must share to go on from a state of this one."""
@@ -426,6 +470,8 @@ class Training:
             "shards": self.shards,
             "capacity": self.buffer.capacity,
             "sharpness": self.buffer.sharpness,
+            "basins": list(self.basins),
+            "compile": self.compile,
         }
 
     def _stream_states(self) -> Tensor:
@@ -453,7 +499,7 @@ class Training:
         Raises
         ------
         CheckpointError
-            If the stages, the batch size or the buffer differ, named.
+            If the stages, the batch size, the shards, the buffer, the basins or the compilation differ, named.
         """
         for key, value in self._plan().items():
             if state[key] != value:
@@ -469,11 +515,13 @@ class Training:
         self.skipped = state["skipped"]
         for name, module in self._loss_modules().items():
             module.load_state_dict(state["losses"][name])
-        self._recent.load(state["recent"])
+        self._recent.load(state["recent"], self.generator.device)
         self._safeguard.load(state["safeguard"])
-        self.buffer.load_state_dict(state["buffer"])
+        self.buffer.load_state_dict(state["buffer"], self.generator.device)
+        self._watch.load(state["watch"])
+        self._seed = state["seed"]
         if state["cooling"] is not None:
-            self._cooling = Cooling(self.locate(max(self.step - 1, 0))[0], self.generator.kT)
+            self._cooling = Cooling(self.stages[state["cooling"]["stage"]], self.generator.kT, self._watch)
             self._cooling.load(state["cooling"])
         self._set_counts(state["counts"])
 

@@ -15,18 +15,33 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Processes", "start_processes"]
+from boltzgen.errors import BoltzgenError
+
+__all__ = ["Processes", "SharingError", "is_torchrun", "start_processes"]
+
+
+class SharingError(BoltzgenError, ValueError):
+    """A training cannot be shared by so many processes."""
 
 
 def start_processes(device: torch.device | str = "cpu") -> Processes:
     """Join the processes that ``torchrun`` started; the only one, if it was not ``torchrun`` that started this.
 
-    gloo on a CPU, NCCL on CUDA devices.
+    Tensors on a CPU go through gloo, those on CUDA devices through NCCL. To be called before the generator is built, by
+    programs of your own too; ``boltzgen run`` does.
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
+    if is_torchrun() and not dist.is_initialized():
+        is_cuda = torch.device(device).type == "cuda"
+        if is_cuda:
+            torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
         atexit.register(dist.destroy_process_group)  # its threads must not outlive the interpreter
     return Processes()
+
+
+def is_torchrun() -> bool:
+    """Whether ``torchrun`` started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 class Processes:
@@ -73,7 +88,7 @@ class Processes:
         """A count, over all processes."""
         if self.size == 1:
             return value
-        total = torch.tensor([value], dtype=torch.int64, device=self._device())
+        total = torch.tensor([value], dtype=torch.int64)
         dist.all_reduce(total)
         return int(total)
 
@@ -81,7 +96,7 @@ class Processes:
         """The first process's decision."""
         if self.size == 1:
             return decision
-        flag = torch.tensor([int(decision)], dtype=torch.int64, device=self._device())
+        flag = torch.tensor([int(decision)], dtype=torch.int64)
         dist.broadcast(flag, 0)
         return bool(flag)
 
@@ -90,7 +105,3 @@ class Processes:
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.data, 0)
-
-    @staticmethod
-    def _device() -> str:
-        return "cuda" if dist.get_backend() == "nccl" else "cpu"

@@ -10,7 +10,7 @@ from openmm import unit
 from boltzgen.training.exploration import Exploration, exploration_of, explore
 from boltzgen.training.history import Event, History
 from boltzgen.training.loop import Training
-from boltzgen.training.stages import BATCH_SIZE, Stage, annealing_stages, refinement_stage
+from boltzgen.training.stages import BATCH_SIZE, HOT_SHARE, Stage, annealing_stages, refinement_stage
 
 if TYPE_CHECKING:
     from boltzgen.generator import BoltzmannGenerator
@@ -64,11 +64,16 @@ def anneal(
         If ``start`` is no known word, or the generator has no molecule to explore.
     """
     heat, batch_size = _heat(generator, t_start), options.get("batch_size", BATCH_SIZE)
-    n_fresh = batch_size - round(replay * batch_size)
+    n_fresh = Stage("cooling", "l2+", 1, replay=replay).n_fresh(batch_size)
     if start is None:
-        stages = annealing_stages(heat, max(budget // n_fresh, 2), replay=replay, ess_bound=ess_bound)
+        n_steps = round(budget / (HOT_SHARE * batch_size + (1 - HOT_SHARE) * n_fresh))
+        stages = annealing_stages(heat, max(n_steps, 2), replay=replay, ess_bound=ess_bound)
         return _run_shown(Training(generator, stages, **options))
     seen = _seen(generator, start, t_start, budget)
+    if seen.evaluations >= budget:
+        raise ValueError(
+            f"the look before the training took {seen.evaluations:,} evaluations, the budget is {budget:,}"
+        )
     options["basins"] = {**seen.basins, **options.get("basins", {})}
     from boltzgen.pretraining import pretrain  # which imports this package
 
@@ -99,11 +104,13 @@ def _found(seen: Exploration, history: History) -> str:
     """Which of the basins that were seen at the start the generator has at the end."""
     if not seen.basins:
         return "no torsion had two states at the start: no basin was looked for"
-    populations = history.records[-1]["populations"]
+    last = history.records[-1]
+    populations = last["populations"]
     missed = seen.missed(populations)
     rows = [f"  {name}: {populations[name]:.3%}" for name in seen.basins]
     verdict = f"{len(missed)} of {len(seen.basins)} basins were not kept" if missed else "every basin seen was kept"
-    return "\n".join([f"{verdict} (weighted populations of the last batches)", *rows])
+    note = f"weighted populations of the last batches, at {last['temperature']:.0f} K"
+    return "\n".join([f"{verdict} ({note})", *rows])
 
 
 def finetune(

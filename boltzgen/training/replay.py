@@ -75,10 +75,10 @@ class ReplayBuffer:
             "next": self._next,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
         """Take over a `state_dict` of a buffer of the same capacity."""
         self._filled, self._next = 0, 0
         self._positions, self._terms = torch.empty(0), torch.empty(0, 3)
         if len(state["positions"]):
-            self.add(state["positions"], *state["terms"].unbind(1))
+            self.add(state["positions"].to(device), *state["terms"].to(device).unbind(1))
         self._next = int(state["next"])

@@ -32,8 +32,9 @@ class Safeguard:
     """Keeps the last good state of a training, and goes back to it when steps fail in a row.
 
     A step fails if its loss or gradient is not finite, if its gradient is ten thousand times the usual one, or if fewer
-    than a quarter of its samples have a finite energy. It is left out; after ten in a row the parameters and the
-    optimiser go back to the last good state, and the learning rate is halved for the rest of the training.
+    than a quarter of its samples have a finite energy. It is left out; after ten in a row the parameters, the optimiser
+    and losses that learn go back to the last good state, at most a few hundred steps ago, and the learning rate is
+    halved for the rest of the training.
 
     Attributes
     ----------
@@ -41,10 +42,17 @@ class Safeguard:
         Factor on the learning rate.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, average: list[Tensor]) -> None:
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        average: list[Tensor],
+        modules: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         self._parameters, self._optimizer, self._average = parameters, optimizer, average
+        self._modules = modules or {}  # losses with a state
         self._norms: deque[float] = deque(maxlen=NORMS)
-        self._good, self._bad, self._returns = 0, 0, 0
+        self._good, self._bad, self._returns, self._since = 0, 0, 0, 0  # steps; since: taken since the last good state
         self.rate = 1.0
         self._kept = self._present()
 
@@ -58,9 +66,9 @@ class Safeguard:
     def took(self, norm: float) -> None:
         """Note a good step."""
         self._norms.append(norm)
-        self._good, self._bad = self._good + 1, 0
-        if self._good >= FEWEST_STEPS and self._good % SNAPSHOT_STEPS == 0:
-            self._kept = self._present()
+        self._good, self._bad, self._since = self._good + 1, 0, self._since + 1
+        if self._good >= FEWEST_STEPS and self._since >= SNAPSHOT_STEPS:
+            self._kept, self._since = self._present(), 0
 
     def failed(self, reason: str) -> str | None:
         """Note a failed step.
@@ -78,6 +86,7 @@ class Safeguard:
         self._good, self._bad = 0, self._bad + 1
         if self._bad < BAD_IN_A_ROW:
             return None
+        taken_back, self._since = self._since, 0
         self._restore()
         self._bad, self._returns, self.rate = 0, self._returns + 1, self.rate * SLOWER
         if self._returns > MOST_RETURNS:
@@ -85,13 +94,17 @@ class Safeguard:
                 f"the training diverged {self._returns} times, the last time because {reason}; the generator holds the "
                 "last good parameters: start from a structure without clashes, hotter, or with a lower learning rate"
             )
-        return f"{reason}, {BAD_IN_A_ROW} times in a row: back to the last good state, learning rate x {self.rate:g}"
+        return (
+            f"{reason}, {BAD_IN_A_ROW} times in a row: {taken_back} good steps before them are taken back too, "
+            f"learning rate x {self.rate:g}"
+        )
 
     def _present(self) -> dict[str, Any]:
         return {
             "parameters": [p.detach().clone() for p in self._parameters],
             "average": [a.clone() for a in self._average],
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
+            "modules": {name: copy.deepcopy(module.state_dict()) for name, module in self._modules.items()},
         }
 
     def _restore(self) -> None:
@@ -100,12 +113,14 @@ class Safeguard:
                 for tensor, value in zip(tensors, self._kept[kept], strict=True):
                     tensor.copy_(value)
         self._optimizer.load_state_dict(copy.deepcopy(self._kept["optimizer"]))
+        for name, module in self._modules.items():
+            module.load_state_dict(self._kept["modules"][name])
 
     def state(self) -> dict[str, Any]:
         """As tensors, numbers and strings."""
         return {
             "norms": list(self._norms),
-            "counters": [self._good, self._bad, self._returns],
+            "counters": [self._good, self._bad, self._returns, self._since],
             "rate": self.rate,
             "kept": self._kept,
         }
@@ -113,5 +128,5 @@ class Safeguard:
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over a `state`."""
         self._norms = deque(state["norms"], maxlen=NORMS)
-        self._good, self._bad, self._returns = state["counters"]
+        self._good, self._bad, self._returns, self._since = state["counters"]
         self.rate, self._kept = state["rate"], state["kept"]

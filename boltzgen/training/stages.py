@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["BATCH_SIZE", "Stage", "annealing_stages", "refinement_stage"]
+__all__ = ["BATCH_SIZE", "HOT_SHARE", "Stage", "annealing_stages", "refinement_stage"]
 
 BATCH_SIZE = 768
+HOT_SHARE = 0.1  # of the steps of an annealing
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ class Stage:
 
     def n_fresh(self, batch_size: int) -> int:
         """Configurations of a batch that are drawn from the generator and evaluated."""
-        return batch_size - round(self.replay * batch_size)
+        n = batch_size - round(self.replay * batch_size)
+        if n < 1:
+            raise ValueError(f"replay={self.replay:g} leaves no fresh configuration in a batch of {batch_size}")
+        return n
 
     def _share(self, step: int) -> float:
         return step / max(self.n_steps - 1, 1)
@@ -67,7 +71,7 @@ class Stage:
 
 def annealing_stages(heat: float, n_steps: int, *, replay: float = 0.0, ess_bound: float | None = None) -> list[Stage]:
     """A tenth of the steps hot with reverse KL, the rest cooling with L2+."""
-    hot = n_steps // 10
+    hot = int(HOT_SHARE * n_steps)
     return [
         Stage("hot", "reverse-kl", hot, heat, heat),
         Stage("cooling", "l2+", n_steps - hot, heat, 1.0, replay=replay, ess_bound=ess_bound),
