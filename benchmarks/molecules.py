@@ -39,6 +39,7 @@ PEPTIDES = {
     "ACE-ALA3-NME": "ace_ala3_nme",
     "ACE-ALA5-NME": "ace_ala5_nme",
     "YGGFM": "met_enkephalin",
+    "CC (disulfide)": "ace_cys_cys_nme",
     "CGGC (disulfide)": "ace_cys_gly_gly_cys_nme",
     "chignolin": "chignolin",
 }

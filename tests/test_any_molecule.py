@@ -118,8 +118,9 @@ def test_a_ring_may_flip():
     assert not generator.contains((positions * np.array([1.0, 1.0, -1.0]))[None]).any()
 
 
-def test_macrocycle_through_a_disulfide():
-    molecule = peptide("ace_cys_gly_gly_cys_nme")
+@pytest.mark.parametrize("name", ["ace_cys_gly_gly_cys_nme", "ace_cys_cys_nme"])
+def test_macrocycle_through_a_disulfide(name):
+    molecule = peptide(name)
     generator = BoltzmannGenerator.for_molecule(
         molecule, CompiledPotential(molecule, compile=False), dtype=torch.float64
     )
