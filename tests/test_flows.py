@@ -61,6 +61,19 @@ def test_slope_is_free_at_the_seam_and_equal_on_both_sides():
     assert float(log_derivative[0, 0]) == pytest.approx(float(log_derivative[0, 1]), abs=1e-7)
 
 
+def test_the_seam_itself_lies_in_a_bin():
+    """At exactly -pi the slope is that of its neighbours, not one."""
+    parameters = torch.randn(
+        5, n_spline_parameters(12), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    seam = torch.full((5, 1), -math.pi, dtype=torch.float64)
+    slope = circular_spline(seam, parameters)[1]
+    assert float(slope.abs().min()) > 0.01
+    torch.testing.assert_close(slope, circular_spline(seam + 1e-9, parameters)[1], atol=1e-6, rtol=0)
+    image = parameters[:, -1] - math.pi
+    torch.testing.assert_close(circular_spline_inverse(image, parameters)[1], -slope, atol=1e-6, rtol=0)
+
+
 def test_uneven_splines_have_a_finite_inverse_in_single_precision():
     """At such parameters the discriminant of the inverse is below zero by rounding in some of 400,000 bins."""
     rng = torch.Generator().manual_seed(0)

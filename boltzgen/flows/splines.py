@@ -72,6 +72,11 @@ class _PeriodicSpline(MonotonicRQSTransform):
         seam = torch.exp(first / (1 + abs(first / math.log(MIN_SLOPE))))  # bounded as zuko bounds the others
         self.derivatives = torch.cat([seam, self.derivatives[..., 1:-1], seam], dim=-1)
 
+    @staticmethod
+    def searchsorted(seq: Tensor, value: Tensor) -> Tensor:
+        """The bin of a value, counted from one: on the circle the seam itself lies in a bin too."""
+        return MonotonicRQSTransform.searchsorted(seq, value).clamp(min=1, max=seq.shape[-1] - 1)
+
 
 def _spline(parameters: Tensor) -> _PeriodicSpline:
     n_bins = parameters.shape[1] // 3
