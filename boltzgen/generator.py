@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from boltzgen.coordinates.chart import CoordinateChart
 from boltzgen.energy.orientation import draw_rigid_motions, log_rigid_integral
-from boltzgen.ensemble import Ensemble
+from boltzgen.ensemble import RIGID_MOTIONS, Ensemble
 from boltzgen.errors import PotentialError, StructureError
 from boltzgen.flows.molecular import GeneratorConfig, MolecularFlow
 from boltzgen.flows.placed import PlacedFlow
@@ -96,10 +96,12 @@ class BoltzmannGenerator:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
+        data: Any = None,
     ) -> BoltzmannGenerator:
         """An untrained generator for a molecule, from its topology and force field alone.
 
-        Free torsions start uniform; stiff coordinates start as the harmonic approximation at the minimised structure.
+        Free torsions start uniform; stiff coordinates start as the harmonic approximation at the minimised structure,
+        or as in data.
 
         Parameters
         ----------
@@ -117,35 +119,25 @@ class BoltzmannGenerator:
         config : GeneratorConfig, optional
         seed : int
             Of the initial weights and of the samples.
+        data : mdtraj.Trajectory, Ensemble, or (n, N, 3) array in nm, optional
+            All-atom configurations at the molecule's temperature, weighted as in `pretrain`: widths and couplings of
+            the stiff coordinates are theirs (`CoordinateChart.refined`). Nothing else is learned from them.
 
         Raises
         ------
         StructureError
-            If the molecule has no internal coordinates to generate, or no heavy atoms to place hydrogens by.
+            If the molecule has no internal coordinates to generate, or no heavy atoms to place hydrogens by; if data
+            are of another molecule, temperature or target, or lie outside the domain.
         ValueError
             If `coordinates` or `hydrogens` is unknown; names the nearest known one. If a temperature range is given
             that leaves out the molecule's temperature, or for other kinds than "internal" and "flow".
         """
-        from boltzgen.coordinates.chart import CoordinateChart
-        from boltzgen.flows.assembly import cartesian_frame, check_kinds, molecular_flow
+        from boltzgen.generator_assembly import untrained_flow
 
-        check_kinds(coordinates, hydrogens)
         config = config or GeneratorConfig()
-        if config.temperature_range is not None:
-            _check_temperature_range(config.temperature_range, molecule, coordinates, hydrogens)
-        if potential is None:
-            from boltzgen.energy import potential as choose_potential
-
-            potential = choose_potential(molecule)
-        chart = CoordinateChart.for_molecule(
-            molecule, potential, omega=config.omega, fold_symmetry=config.fold_symmetry
-        )
-        frame = cartesian_frame(molecule, potential, chart, config.alignment) if coordinates == "cartesian" else None
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            flow = molecular_flow(chart, config, coordinates, hydrogens, potential, molecule.kT, frame)
+        flow, potential = untrained_flow(molecule, potential, coordinates, hydrogens, config, seed, data)
         generator = cls(flow.to(device=device, dtype=dtype), potential, molecule=molecule, seed=seed)
-        if frame is not None:
+        if coordinates == "cartesian":
             generator.set_alignment(config.alignment)
         return generator
 
@@ -171,6 +163,20 @@ class BoltzmannGenerator:
     def other_target(self) -> str:
         """The target in words where it is not the distribution of all atoms; else empty."""
         return self.flow.hydrogens.target if isinstance(self.flow, PlacedFlow) and not self.flow.is_exact else ""
+
+    @property
+    def dimension(self) -> int | None:
+        """Number of coordinates that the target is a density of; None for a flow that is not that of a molecule.
+
+        All that can change, of the heavy atoms alone where hydrogens are fixed; rigid motions only with
+        ``coordinates="cartesian"``.
+        """
+        if not isinstance(self.flow, (MolecularFlow, PlacedFlow)):
+            return None
+        if isinstance(self.flow, MolecularFlow):
+            return self.flow.chart.dimension
+        hydrogens = 0 if self.flow.is_exact else self.flow.chart.dimension_of_hydrogens
+        return self.flow.chart.dimension - hydrogens + (RIGID_MOTIONS if self.flow.is_cartesian else 0)
 
     def domain(self) -> str:
         """The region that can be reached, and the target where it is not exp(-U/kT) of all atoms; empty if unknown."""
@@ -312,6 +318,7 @@ class BoltzmannGenerator:
             log_weights=np.asarray(array(log_weights)),
             log_rigid_integral=log_rigid,
             target=self.other_target,
+            dimension=self.dimension,
             kT=kT,
             energies=array(energies),
             log_q=array(log_q.double()),
@@ -350,8 +357,7 @@ class BoltzmannGenerator:
 
     def _outside(self, positions: Tensor) -> Tensor | None:
         """Which configurations (B, N, 3) lie outside the domain: (B,) bool; None where the flow cannot leave it."""
-        region = self.flow.region if isinstance(self.flow, PlacedFlow) else None
-        return None if region is None else ~region.contains(positions)
+        return self.flow.outside(positions) if isinstance(self.flow, PlacedFlow) else None
 
     def _outside_of(self, positions: np.ndarray) -> np.ndarray:
         like = next(self.flow.parameters())
@@ -389,11 +395,3 @@ class BoltzmannGenerator:
         target = self.molecule or self.potential.name
         note = f", target: {self.other_target}" if self.other_target else ""
         return f"<BoltzmannGenerator of {target}: {n_parameters:,} parameters on {self.device}{note}>"
-
-
-def _check_temperature_range(bounds: tuple[float, float], molecule: Molecule, coordinates: str, hydrogens: str) -> None:
-    kelvin = molecule.temperature.value_in_unit(unit.kelvin)
-    if (coordinates, hydrogens) != ("internal", "flow"):
-        raise ValueError("a temperature range needs coordinates='internal' and hydrogens='flow'")
-    if not bounds[0] <= kelvin <= bounds[1]:
-        raise ValueError(f"temperature_range={bounds} leaves out the temperature of the molecule, {kelvin:g} K")

@@ -7,10 +7,12 @@ import numpy as np
 import openmm
 import pytest
 import torch
+from openmm import app, unit
 from small_molecules import small_molecule
 
 import boltzgen as bg
 from boltzgen.coordinates.hydrogens import HydrogenCoordinates
+from boltzgen.coordinates.region import Region
 from boltzgen.energy import CompiledPotential
 from boltzgen.errors import StructureError
 from boltzgen.flows.hydrogen_minimization import minimize_batch
@@ -104,8 +106,13 @@ def test_minimized_hydrogens_against_openmm(dipeptide, potential):
     assert float(forces[:, dipeptide.hydrogens].abs().max()) < 5.0  # of 1e4 kJ/mol/nm at a stretch of 0.03 nm
 
 
-def test_gradient_through_minimized_hydrogens(dipeptide, potential):
-    """dU(h(x_C))/dx_C by finite differences of the minimised energy."""
+@pytest.mark.parametrize("constraints", [None, app.HBonds])
+def test_gradient_through_minimized_hydrogens(dipeptide, potential, constraints):
+    """dU(h(x_C))/dx_C by finite differences of the minimised energy; constrained bonds pull on the heavy atoms."""
+    if constraints is not None:
+        source = pytest.importorskip("openmmtools.testsystems").AlanineDipeptideVacuum(constraints=constraints)
+        molecule = bg.Molecule.from_openmm(source.topology, source.system, source.positions, 300 * unit.kelvin)
+        dipeptide, potential = molecule, CompiledPotential(molecule)
     generator = build(dipeptide, potential, hydrogens="minimized", dtype=torch.float64)
     heavy, _ = generator.flow.heavy.sample_and_log_prob(1, generator.rng)
     heavy = heavy.detach().requires_grad_(True)
@@ -120,6 +127,24 @@ def test_gradient_through_minimized_hydrogens(dipeptide, potential):
         slope = float(up - down) / (2 * step)
         # tolerance of minimisation over the step: 1e-5 kJ/mol / 1e-4 nm
         assert abs(slope - float(gradient[0, atom, axis])) < 0.5 + 1e-3 * abs(slope)
+    # a common shift of all heavy atoms takes the hydrogens along
+    assert float(gradient.sum(1).abs().max()) < 1e-6 * float(gradient.abs().max())
+
+
+@pytest.mark.parametrize("hydrogens", ["network", "minimized"])
+def test_only_heavy_atoms_decide_what_lies_in_the_domain(butane, hydrogens):
+    """Target and density are functions of the heavy atoms: hydrogens of a structure put at will change nothing."""
+    molecule, potential = butane
+    generator = build(molecule, potential, hydrogens=hydrogens, dtype=torch.float64)
+    positions = generator.sample_and_log_prob(8)[0].detach().numpy()
+    inside, weights = generator.contains(positions), generator.log_weights_of(positions, np.zeros(8))
+    assert inside.any()
+    positions[:, molecule.hydrogens] += 0.05  # their bonds leave their bounds
+    assert not Region(generator.coordinates).contains(torch.from_numpy(positions)).any()
+    np.testing.assert_array_equal(generator.contains(positions), inside)
+    np.testing.assert_allclose(generator.log_weights_of(positions, np.zeros(8)), weights, rtol=0, atol=1e-6)
+    positions[:, molecule.heavy_atoms] *= 2  # and so do their own
+    assert not generator.contains(positions).any()
 
 
 def test_network_learns_the_minimum(butane):
@@ -242,6 +267,7 @@ def test_reweighting_to_placed_hydrogens(butane):
     found = placed.log_z
     error = math.hypot(found.high - found.value, direct.high - direct.value) / 1.96
     assert error < 0.3
+    assert found.unit == direct.unit == "nm^6"  # four carbons, rigid motions taken out
     assert abs(found.value - direct.value) < 4 * error
     np.testing.assert_array_equal(
         placed.positions[:, molecule.heavy_atoms], reference.positions[:, molecule.heavy_atoms]

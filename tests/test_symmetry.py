@@ -14,6 +14,7 @@ from boltzgen.energy import CompiledPotential, OpenMMPotential
 from boltzgen.flows.molecular import GeneratorConfig
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.molecule import Molecule
+from boltzgen.placement import hydrogen_density
 from boltzgen.sampling.domain import domain_of
 
 FOLDED = GeneratorConfig(
@@ -118,6 +119,25 @@ def test_samples_are_spread_over_all_labels(tyrosine):
         counts = torch.bincount(torch.remainder(torch.round(turns), group.order).long(), minlength=group.order)
         error = math.sqrt(n * (1 / group.order) * (1 - 1 / group.order))
         assert float((counts - n / group.order).abs().max()) < 3.5 * error
+
+
+@pytest.mark.parametrize("name", ["ASP", "PHE"])
+def test_hydrogens_know_folded_heavy_atoms_as_the_whole_flow_does(residues, name):
+    """q(x) / q(x_H | x_C) is a function of the heavy atoms alone, whatever their labels: q(x_C)."""
+    generator = roughened(*residues(name))
+    density = hydrogen_density(generator)
+    coordinates = density.variables.coordinates
+    positions, log_q = generator.sample_and_log_prob(100)
+    heavy = positions[:, coordinates.heavy]
+    with torch.no_grad():
+        others, log_q_others = density.sample(heavy, generator.rng)
+        assert torch.equal(others[:, coordinates.heavy], heavy)
+        torch.testing.assert_close(density.log_prob(others), log_q_others, rtol=0, atol=1e-8)
+        of_heavy = log_q - density.log_prob(positions)
+        # both hold the constants of the chart in single precision, which they combine in another order
+        torch.testing.assert_close(generator.log_prob(others) - log_q_others, of_heavy, rtol=0, atol=1e-6)
+        moved = positions[:, list(generator.coordinates.symmetry[0].permutation)]
+        torch.testing.assert_close(generator.log_prob(moved) - density.log_prob(moved), of_heavy, rtol=0, atol=1e-6)
 
 
 def test_log_prob_is_the_density_of_the_sample_under_every_label(tyrosine):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 __all__ = ["TOLERANCE_NM", "ConstrainedBonds"]
 
 # A frame of a constrained simulation obeys its constraints to 1e-6 nm, but XTC files round each coordinate to 1e-3 nm,
-# which changes a distance by up to sqrt(3) * 1e-3 nm. Bonds to hydrogen that vibrate have a width of 3e-3 nm: of frames
-# with a dozen of them one in a hundred passes.
+# which changes a distance by up to sqrt(3) * 1e-3 nm. Bonds to hydrogen that vibrate have a width of 3e-3 nm: each is
+# this near to its mean with probability 0.495, so that of frames with a dozen of them two in ten thousand pass.
 TOLERANCE_NM = 2e-3
 
 

@@ -84,12 +84,16 @@ class Folding(nn.Module):
 
     def representative(self, positions: Tensor) -> Tensor:
         """The relabelling of each configuration (B, N, 3) that has all group angles in their intervals."""
+        return _take(positions, self.representative_labels(positions)) if self.groups else positions
+
+    def representative_labels(self, positions: Tensor) -> Tensor:
+        """Which atom of each configuration (B, N, 3) stands where in its representative, (B, N) int64."""
         labels = self._labels(positions)
         for k, group in enumerate(self.groups):
             turns = (self.angle(k, positions, labels) - group.centre) * (group.order / (2 * math.pi))
             power = torch.remainder(-torch.round(turns.nan_to_num()), group.order).long()
             labels = labels.gather(1, getattr(self, f"_powers{k}")[power])
-        return _take(positions, labels) if self.groups else positions
+        return labels
 
     def angle(self, k: int, positions: Tensor, labels: Tensor | None = None) -> Tensor:
         """Angle (B,) of the k-th group, rad, of positions (B, N, 3) or of a relabelling of them."""

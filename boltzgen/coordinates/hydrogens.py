@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from boltzgen.coordinates.chart import LIMIT_IN_WIDTHS, CoordinateChart
+from boltzgen.coordinates.folding import Folding
 from boltzgen.coordinates.internal import InternalCoordinates, local_vectors, place_atoms, with_virtual
 from boltzgen.coordinates.symmetry import SymmetryGroup
 from boltzgen.coordinates.zmatrix import ZMatrix
 from boltzgen.errors import StructureError
 
-__all__ = ["HeavyFeatures", "HydrogenCoordinates", "heavy_chart", "without_heavy_symmetry"]
+__all__ = ["HeavyFeatures", "HydrogenCoordinates", "heavy_chart"]
 
 
 class HydrogenCoordinates(nn.Module):
@@ -112,9 +113,9 @@ class HydrogenCoordinates(nn.Module):
 class HeavyFeatures(nn.Module):
     """What hydrogens are placed by: internal coordinates of the heavy atoms, finite whatever these are.
 
-    Free torsions as they are; stiff coordinates as deviations in units of their width, clamped at 20 widths (a
-    Cartesian flow has no bounds, and a bad structure must not become infinity), then whitened by the heavy part of the
-    chart's factor.
+    Free torsions as they are, those of symmetric groups as deviations of the group angle from the middle of its
+    interval; stiff coordinates as deviations in units of their width, clamped at 20 widths (a Cartesian flow has no
+    bounds, and a bad structure must not become infinity), then whitened by the heavy part of the chart's factor.
 
     Parameters
     ----------
@@ -124,23 +125,31 @@ class HeavyFeatures(nn.Module):
 
     _torsions: Tensor
     _stiff: Tensor
+    _folds: Tensor
 
     def __init__(self, chart: CoordinateChart) -> None:
         super().__init__()
         heavy = heavy_chart(chart)
         self.internal = heavy.internal
         self.bounded = heavy.bounded()
+        self.folding = Folding(heavy.symmetry, heavy.internal.n_atoms)
         self.n_torsions, self.n_stiff = len(heavy.indices(True, False)), len(heavy.indices(False, False))
         self.register_buffer("_torsions", torch.tensor(heavy.indices(True, False), dtype=torch.long), persistent=False)
         self.register_buffer("_stiff", torch.tensor(heavy.indices(False, False), dtype=torch.long), persistent=False)
+        orders = {group.torsion: group.order for group in heavy.symmetry}
+        folds = torch.tensor([orders.get(i, 1) for i in heavy.indices(True, False)], dtype=torch.long)
+        self.register_buffer("_folds", folds, persistent=False)
 
     def forward(self, heavy: Tensor) -> tuple[Tensor, Tensor]:
-        """Free torsions (B, n_torsions) in rad, and whitened stiff coordinates (B, n_stiff), of (B, n_heavy, 3) nm."""
-        coordinates, _ = self.internal.to_internal(heavy)
+        """Free torsions (B, n_torsions) in rad, and whitened stiff coordinates (B, n_stiff), of (B, n_heavy, 3) nm.
+
+        Of representatives, where heavy atoms have symmetric groups.
+        """
+        coordinates = self.folding.variables(self.internal.to_internal(heavy)[0])
         deviations = self.bounded.deviations(coordinates[:, self._stiff]) / self.bounded.width
         clamped = deviations.clamp(-LIMIT_IN_WIDTHS, LIMIT_IN_WIDTHS)
         z = torch.linalg.solve_triangular(self.bounded.factor, clamped.T, upper=False).T
-        return coordinates[:, self._torsions], z
+        return coordinates[:, self._torsions] / self._folds, z
 
 
 def heavy_chart(chart: CoordinateChart) -> CoordinateChart:
@@ -182,9 +191,3 @@ def heavy_chart(chart: CoordinateChart) -> CoordinateChart:
         if not group.moved.isdisjoint(heavy)
     )
     return CoordinateChart(InternalCoordinates(small), rows, chart.factor[:n_stiff, :n_stiff], groups)
-
-
-def without_heavy_symmetry(chart: CoordinateChart) -> CoordinateChart:
-    """The same chart with only those symmetric groups whose relabelling moves hydrogens alone."""
-    heavy = set(HydrogenCoordinates(chart).heavy.tolist())
-    return replace(chart, symmetry=tuple(group for group in chart.symmetry if group.moved.isdisjoint(heavy)))

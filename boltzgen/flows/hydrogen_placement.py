@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from boltzgen.coordinates.chart import CoordinateChart
 from boltzgen.coordinates.folding import Folding
-from boltzgen.coordinates.hydrogens import without_heavy_symmetry
 from boltzgen.flows.hydrogen_groups import find_groups
 from boltzgen.flows.hydrogen_minimization import minimized_variables
 from boltzgen.flows.hydrogen_variables import HydrogenVariables
@@ -75,15 +74,20 @@ class HydrogenFlow(nn.Module):
 
     def __init__(self, chart: CoordinateChart, reach: int, *, n_harmonics: int, **sizes: int) -> None:
         super().__init__()
-        chart = without_heavy_symmetry(chart)
         self.n_harmonics = n_harmonics
         self.variables = HydrogenVariables(chart)
+        heavy = set(self.variables.coordinates.heavy.tolist())
         column = {index: k for k, index in enumerate(self.variables.coordinates.columns.tolist())}
         groups = [
             replace(group, torsion=column[group.torsion], siblings=tuple(column[i] for i in group.siblings))
             for group in chart.symmetry
+            if group.moved.isdisjoint(heavy)
         ]
         self.folding = Folding(groups, chart.internal.n_atoms)
+        # Groups of heavy atoms are brought into their intervals first: hydrogens know them as MolecularFlow has them.
+        self.heavy_folding = Folding(
+            [group for group in chart.symmetry if not group.moved.isdisjoint(heavy)], chart.internal.n_atoms
+        )
         orders = {group.torsion: group.order for group in chart.symmetry}
         folds = torch.tensor([orders.get(i, 1) for i in chart.indices(True, True)], dtype=torch.long)
         n_heavy = (self.variables.features.n_torsions, self.variables.features.n_stiff)
@@ -93,15 +97,19 @@ class HydrogenFlow(nn.Module):
 
     def sample(self, heavy: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """See `Hydrogens`; labels within rotating groups (CH3, NH3) are drawn at random."""
+        variables = self.variables.coordinates
+        labels = self._heavy_labels(heavy)
+        heavy = self._whole(heavy).gather(1, labels)[:, variables.heavy]
         torsions, stiff, log_q = self.flow.sample(self._seen(heavy), generator)
         coordinates, log_det = self.variables.to_coordinates(torsions.T, stiff.T, None)
-        positions, log_volume = self.variables.coordinates.place(heavy, self.folding.torsions(coordinates))
+        placed, log_volume = variables.place(heavy, self.folding.torsions(coordinates))
+        placed = self.folding.relabel(placed, generator)
         # Folding a torsion m times multiplies the density by m, the random label divides it by m.
-        return self.folding.relabel(positions, generator), log_q - log_det - log_volume
+        return torch.zeros_like(placed).scatter(1, labels, placed), log_q - log_det - log_volume
 
     def log_prob(self, positions: Tensor) -> Tensor:
         """See `Hydrogens`; -inf outside the bounds of the hydrogens' coordinates, and off their constrained bonds."""
-        positions = self.folding.representative(positions)
+        positions = self.folding.representative(self.heavy_folding.representative(positions))
         coordinates, held = self.variables.constrained.pin(self.variables.coordinates.read(positions))
         log_volume = self.variables.coordinates.log_volume(coordinates)
         torsions, stiff, log_det, inside = self.variables.to_variables(self.folding.variables(coordinates), None)
@@ -110,9 +118,22 @@ class HydrogenFlow(nn.Module):
         return torch.where(inside & held, log_q, torch.full_like(log_q, -torch.inf))
 
     def _seen(self, heavy: Tensor) -> Tensor:
-        """What `LocalHydrogens` is given of heavy atoms (B, n_heavy, 3): stiff coordinates themselves, not whitened."""
+        """What `LocalHydrogens` is given of heavy atoms (B, n_heavy, 3) of representatives.
+
+        Stiff coordinates themselves, not whitened.
+        """
         torsions, z = self.variables.features(heavy)
         return torch.cat([angle_rows(torsions.T, self.n_harmonics), self.variables.features.bounded.factor @ z.T])
+
+    def _whole(self, heavy: Tensor) -> Tensor:
+        """Heavy atoms (B, n_heavy, 3) in their places among all atoms (B, N, 3), the hydrogens at the origin."""
+        coordinates = self.variables.coordinates
+        return heavy.new_zeros(len(heavy), coordinates.n_atoms, 3).index_copy(1, coordinates.heavy, heavy)
+
+    def _heavy_labels(self, heavy: Tensor) -> Tensor:
+        """The relabelling (B, N, 3) of all atoms that makes representatives of heavy atoms (B, n_heavy, 3)."""
+        labels = self.heavy_folding.representative_labels(self._whole(heavy))
+        return labels.unsqueeze(-1).expand(-1, -1, 3)
 
 
 class _FixedHydrogens(nn.Module):
@@ -179,8 +200,10 @@ class HydrogenMinimizer(_FixedHydrogens):
     The target is exp(-U(h(x_C))/kT) on the heavy atoms alone; see the notes of this module. The minimum is the one next
     to the harmonic guess. Its evaluations are counted by the potential.
 
-    Gradients run through the heavy atoms with the hydrogens held: at the minimum the energy does not change to first
-    order with the hydrogens, so this is the whole gradient of U(h(x_C)).
+    Gradients run through the heavy atoms with the hydrogens' bonds, angles and torsions held: at the minimum the energy
+    does not change to first order with those that are free, and constrained bonds turn with the heavy atoms, so this is
+    the whole gradient of U(h(x_C)). With the hydrogens held in space the force along constrained bonds would be lost.
+    The minimiser is `minimize_batch`, not OpenMM's.
 
     Parameters
     ----------
@@ -199,5 +222,7 @@ class HydrogenMinimizer(_FixedHydrogens):
 
     def sample(self, heavy: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Positions (B, N, 3) with minimised hydrogens, and zeros (B,)."""
-        positions = minimized_variables(self.variables, self.potential, self.kT, heavy).to(heavy)
-        return positions.index_copy(1, self.variables.coordinates.heavy, heavy), heavy.new_zeros(len(heavy))
+        with torch.no_grad():
+            positions = minimized_variables(self.variables, self.potential, self.kT, heavy)
+            coordinates = self.variables.coordinates.read(positions).to(heavy)
+        return self.variables.coordinates.place(heavy, coordinates)[0], heavy.new_zeros(len(heavy))

@@ -68,7 +68,7 @@ class PlacedFlow(nn.Module):
     Attributes
     ----------
     region : Region or None
-        The domain, where samples may lie outside.
+        The domain, where samples may lie outside; of heavy atoms alone where hydrogens are fixed.
     """
 
     heavy_atoms: Tensor
@@ -84,7 +84,7 @@ class PlacedFlow(nn.Module):
         super().__init__()
         self.chart, self.config = chart, config
         self.heavy, self.hydrogens, self.frame = heavy, hydrogens, frame
-        self.region = Region(chart) if isinstance(heavy, CartesianFlow) else None
+        self.region = Region(self._seen_chart()) if isinstance(heavy, CartesianFlow) else None
         self.register_buffer("heavy_atoms", hydrogens.variables.coordinates.heavy.clone(), persistent=False)
 
     @property
@@ -115,6 +115,12 @@ class PlacedFlow(nn.Module):
         """Log-density (B,) of positions (B, N, 3) in nm; of their heavy atoms alone where hydrogens are fixed."""
         return self.heavy.log_prob(positions[:, self.heavy_atoms]) + self.hydrogens.log_prob(positions)
 
+    def outside(self, positions: Tensor) -> Tensor | None:
+        """Which configurations (B, N, 3) lie outside the domain: (B,) bool; None where the flow cannot leave it."""
+        if self.region is None:
+            return None
+        return ~self.region.contains(positions if self.is_exact else positions[:, self.heavy_atoms])
+
     def start_at(self, positions: Tensor, weights: Tensor) -> None:
         """Let an untrained Cartesian flow start at data (n, N, 3) with weights (n,)."""
         if isinstance(self.heavy, CartesianFlow):
@@ -128,13 +134,17 @@ class PlacedFlow(nn.Module):
 
     def domain(self) -> str:
         """The region that can be reached, and the target on it, in words."""
-        region = (self.chart if self.is_exact else heavy_chart(self.chart)).domain()
+        region = self._seen_chart().domain()
         if self.region is not None:
             region += (
                 " Heavy atoms are drawn by all their Cartesian coordinates, which can leave this region: such samples "
                 "have weight zero."
             )
         return f"{region} Target: {self.hydrogens.target}."
+
+    def _seen_chart(self) -> CoordinateChart:
+        """Of the atoms that target and density depend on."""
+        return self.chart if self.is_exact else heavy_chart(self.chart)
 
     def extra_repr(self) -> str:
         return f"target: {self.hydrogens.target}"
