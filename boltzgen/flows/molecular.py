@@ -29,7 +29,8 @@ class GeneratorConfig:
         Width of the two hidden layers of each of their conditioners; None: from the molecule, in proportion to the
         square root of the number of coordinates, and 64 and 96 in small ones.
     way_back : int
-        Circular couplings that move the torsions of heavy atoms given their stiff coordinates, after these.
+        Circular couplings that move the torsions of heavy atoms given their stiff coordinates, after these. Two of them
+        took 16 % more time for an ESS of 84.7 % instead of 83.9 % (alanine dipeptide, 9e5 evaluations, one seed): off.
     hydrogen_layers, hydrogen_hidden : int
         Affine couplings within each group of hydrogens, and width of its networks.
     hydrogen_reach : int
