@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from boltzgen.free_energy.observables import Observable
     from boltzgen.molecule import Molecule
 
-__all__ = ["Ensemble"]
+__all__ = ["ALL_ATOMS", "RIGID_MOTIONS", "Ensemble"]
+
+ALL_ATOMS = "exp(-U/kT) of all atoms"  # the target of an ensemble that names none
 
 _KIND_NAMES = {"independent": "independent", "chain": "of a chain", "particles": "of a particle system"}
+RIGID_MOTIONS = 6
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,6 +61,9 @@ class Ensemble:
         of each configuration; see `unbiased`.
     target : str
         What the weights are of, where it is not the Boltzmann distribution of all atoms.
+    dimension : int, optional
+        Number of coordinates that the target is a density of: Z of the weights is in nm to this power. Absent where it
+        is not known.
     n_infinite, n_lost, n_defects : int
         Samples of infinite energy or outside the domain (kept, with weight zero); evaluations lost (left out of n);
         undefined energies or densities (left out of n; the verdict is then "do not use").
@@ -78,6 +84,7 @@ class Ensemble:
     kind: str = ""
     evaluations: int | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
+    dimension: int | None = None
 
     def __post_init__(self) -> None:
         kind = self.kind or ("independent" if self.groups is None else "chain")
@@ -120,7 +127,7 @@ class Ensemble:
 
     @property
     def log_z(self) -> LogZ:
-        """log Z of the domain, with its 95 % interval."""
+        """log Z of the domain, with its 95 % interval; of the weights of `unbiased`."""
         from boltzgen.free_energy import log_z
 
         return log_z(self)
@@ -130,11 +137,16 @@ class Ensemble:
 
         The penalty makes conformations likely in proportion to the integral G of exp(-penalty) over their rigid
         motions (derived in `boltzgen.energy.orientation`), so each weight is divided by G. The log Z of the result is
-        with respect to positions modulo rigid motion in nm^(3N-6), the same as that of internal coordinates.
+        with respect to positions modulo rigid motion, six coordinates fewer, the same as that of internal coordinates.
         """
         if self.log_rigid_integral is None:
             return self
-        return replace(self, log_weights=self.log_weights - self.log_rigid_integral, log_rigid_integral=None)
+        return replace(
+            self,
+            log_weights=self.log_weights - self.log_rigid_integral,
+            log_rigid_integral=None,
+            dimension=None if self.dimension is None else self.dimension - RIGID_MOTIONS,
+        )
 
     def verdict(self, coverages: Mapping[str, Coverage] | None = None) -> Verdict:
         """What can be claimed of this ensemble; missing modes stay unchecked without coverages by reference samples."""
@@ -175,12 +187,12 @@ class Ensemble:
         """An equally weighted ensemble of n configurations, drawn in proportion to the weights (with repeats).
 
         Copies of one independent sample share a group, so that errors count them as one; chains stay in the order of
-        time.
+        time. Equal weights do not know log Z, so the result has no dimension.
         """
         chosen = np.sort(np.random.default_rng(seed).choice(len(self), size=n, p=self.weights))
         picked = self[chosen]
         groups = chosen if picked.groups is None and self.kind == "independent" else picked.groups
-        return replace(picked, log_weights=np.zeros(n), log_q=None, groups=groups)
+        return replace(picked, log_weights=np.zeros(n), log_q=None, groups=groups, dimension=None)
 
     @classmethod
     def concatenate(cls, ensembles: Sequence[Ensemble]) -> Ensemble:
@@ -192,13 +204,13 @@ class Ensemble:
         Raises
         ------
         EstimateError
-            If there are none, or temperature, kind, target or number of atoms differ.
+            If there are none, or temperature, kind, target, dimension or number of atoms differ.
         """
         if not ensembles:
             raise EstimateError("there are no ensembles to join")
         first = ensembles[0]
         for one in ensembles[1:]:
-            for what in ("kT", "kind", "target"):
+            for what in ("kT", "kind", "target", "dimension"):
                 if getattr(one, what) != getattr(first, what):
                     raise EstimateError(
                         f"ensembles of different {what} cannot be joined: {getattr(first, what)!r} and "

@@ -27,7 +27,7 @@ _ARRAYS = {
     "log_rigid_integral": "log_rigid_integral",
     "groups": "groups",
 }
-_VALUES = ("kT", "kind", "target", "n_lost", "n_defects", "evaluations")
+_VALUES = ("kT", "kind", "target", "n_lost", "n_defects", "evaluations", "dimension")
 
 
 def save_ensemble(ensemble: Ensemble, folder: str | os.PathLike[str], format: str) -> Path:

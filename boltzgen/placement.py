@@ -191,6 +191,8 @@ class PlacedPotential(BatchedPotential):
     atoms : (n_heavy,) int array
         Indices of the heavy atoms in the molecule.
     target : str
+    whole : Potential
+        Of all atoms; its counts hold what a minimisation of the hydrogens takes, those of this potential do not.
 
     Raises
     ------
@@ -205,7 +207,7 @@ class PlacedPotential(BatchedPotential):
         super().__init__(len(flow.heavy_atoms))
         self.atoms = flow.heavy_atoms.cpu().numpy()
         self.target: str = flow.hydrogens.target
-        self._flow, self._whole = flow, generator.potential
+        self._flow, self.whole = flow, generator.potential
 
     def all_atoms(self, positions: Tensor) -> Tensor:
         """Positions (B, N, 3) in nm for heavy atoms (B, n_heavy, 3), in the precision of the network."""
@@ -214,10 +216,10 @@ class PlacedPotential(BatchedPotential):
     def terms(self, positions: Tensor) -> dict[str, Tensor]:
         self._check(positions)
         with torch.no_grad():
-            return self._whole.terms(self.all_atoms(positions).to(positions))
+            return self.whole.terms(self.all_atoms(positions).to(positions))
 
     def report(self) -> str:
-        return f"{self.target}; of all atoms:\n{self._whole.report()}"
+        return f"{self.target}; of all atoms:\n{self.whole.report()}"
 
     def _evaluate(self, positions: Tensor, forces: bool) -> RawEvaluation:
         parts = [self._evaluate_batch(x, forces) for x in positions.detach().split(BATCH)]
@@ -228,7 +230,7 @@ class PlacedPotential(BatchedPotential):
         """Energies and forces; the latter empty if they are not asked for."""
         with torch.set_grad_enabled(forces):
             heavy = heavy.clone().requires_grad_(forces)
-            energy = self._whole(self.all_atoms(heavy).to(heavy))
+            energy = self.whole(self.all_atoms(heavy).to(heavy))
             slope = torch.autograd.grad(energy.sum(), heavy)[0] if forces else heavy.new_empty(0)
         return energy.detach(), -slope
 
@@ -299,6 +301,7 @@ def with_placed_hydrogens(
         energies=energies,
         log_weights=ensemble.log_weights - change,
         target=flow.hydrogens.target,
+        dimension=None if ensemble.dimension is None else ensemble.dimension - flow.chart.dimension_of_hydrogens,
     )
 
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from boltzgen.energy import log_mass_metric
+from boltzgen.configurations import Configurations, read_configurations, weighting
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import StructureError
 from boltzgen.flows.cartesian import CartesianFlow
 from boltzgen.flows.placed import PlacedFlow
 from boltzgen.losses import forward_kl
-from boltzgen.training import MAX_GRADIENT_NORM, Event, History
+from boltzgen.training import MAX_GRADIENT_NORM, Event, History, TrainingDivergedError
 
 if TYPE_CHECKING:
     from boltzgen.generator import BoltzmannGenerator
@@ -49,12 +48,16 @@ def pretrain(
     A generator with an alignment penalty sees configurations in orientations that are drawn anew for each batch, as the
     penalty distributes them, whatever orientation they come in.
 
+    A generator with a temperature range is trained at the temperature of its molecule alone: data say nothing of the
+    others, which `anneal` and `finetune` train on the energy.
+
     Parameters
     ----------
     trajectory : mdtraj.Trajectory, Ensemble, or (n, N, 3) array or tensor in nm
-        An Ensemble's weights are used. Configurations without weights of a molecule with constraints are taken to come
+        The weights of an Ensemble's ``unbiased()`` are used; its temperature and target must be the generator's.
+        Configurations without weights are taken as they are; of a molecule with constraints they are taken to come
         from dynamics that kept these, and weighted by the mass metric (`boltzgen.energy.log_mass_metric`), so that they
-        stand for the target; an event says how much that changes.
+        stand for the target; an event says how much that changes, or would change the equal weights of an Ensemble.
     validation : float, or configurations like those of the trajectory
         What is held out: a share of the trajectory, or independent configurations. A share consists of whole groups of
         an Ensemble that has several (walkers, which are independent), else of whole stretches of a twentieth of the
@@ -70,8 +73,10 @@ def pretrain(
     Raises
     ------
     StructureError
-        If the number of atoms differs, configurations lie outside the domain of the generator, or those held out have
-        no weight.
+        If the number of atoms differs, an Ensemble is of another temperature or target, configurations lie outside the
+        domain of the generator, or those held out, or all others, have no weight.
+    TrainingDivergedError
+        If the held-out likelihood never was a finite number. The generator is then as it was before.
     ValueError
         If a share to hold out is not at least zero and below one.
 
@@ -80,15 +85,16 @@ def pretrain(
     Felardos, Hénin, Charpiat (2022), equation 4.
     """
     data, held_out = _split(generator, trajectory, validation, seed)
+    best = _Best(generator, held_out, patience)
     if isinstance(generator.flow, (CartesianFlow, PlacedFlow)):
         generator.flow.start_at(data.positions, data.weights)
     rng = torch.Generator().manual_seed(seed + 1)
     optimizer = torch.optim.Adam(list(generator.flow.parameters()), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-    best = _Best(generator, held_out, patience)
     no_energies = torch.empty(0)
     history, started = History(), time.monotonic()
-    history.events += _weighting(generator, trajectory, data)
+    if note := weighting(trajectory, generator.molecule):
+        history.events.append(Event(0, "weights", note))
     for step in range(1, n_steps + 1):
         rows = torch.multinomial(data.weights, batch_size, replacement=True, generator=rng)
         loss = forward_kl(no_energies, generator.log_prob(generator.oriented(data.positions[rows])))
@@ -108,29 +114,14 @@ def pretrain(
     return history
 
 
-@dataclass(frozen=True)
-class _Data:
-    """Configurations (n, N, 3) in nm, with weights (n,) that sum to one, in float64."""
-
-    positions: Tensor
-    weights: Tensor
-
-    def rows(self, chosen: Tensor) -> _Data:
-        """Those of a (n,) bool mask."""
-        weights = self.weights[chosen]
-        if len(weights) and float(weights.sum()) <= 0:
-            raise StructureError("the configurations held out have no weight: give others as validation=")
-        return _Data(self.positions[chosen], weights / weights.sum())
-
-
 class _Best:
-    """The weights of lowest held-out negative log-likelihood so far."""
+    """The weights of lowest held-out negative log-likelihood so far; those at the start until there is one."""
 
-    def __init__(self, generator: BoltzmannGenerator, held_out: _Data | None, patience: int | None) -> None:
+    def __init__(self, generator: BoltzmannGenerator, held_out: Configurations | None, patience: int | None) -> None:
         self.generator, self.held_out, self.patience = generator, held_out, patience
         self.lowest, self.without_gain = math.inf, 0
         self.record: dict[str, Any] | None = None
-        self.parameters: list[Tensor] = []
+        self.state = self._present()
 
     def check(self, record: dict[str, Any]) -> None:
         """Add ``held_out`` to the record of a step, and take the weights if they are the best so far."""
@@ -142,7 +133,7 @@ class _Best:
         self.without_gain += 1
         if value < self.lowest:
             self.lowest, self.record, self.without_gain = value, record, 0
-            self.parameters = [p.detach().clone() for p in self.generator.flow.parameters()]
+            self.state = self._present()
 
     @property
     def is_final(self) -> bool:
@@ -152,12 +143,15 @@ class _Best:
     def keep(self, records: list[dict[str, Any]], n_steps: int) -> Event:
         """Give the generator its best weights, mark their record, and say so."""
         last = records[-1]["step"]
-        if self.record is None:
+        if self.held_out is None:
             records[-1]["kept"] = True
             return Event(last, "stop", "the last weights are kept; nothing was held out to compare with")
-        with torch.no_grad():
-            for parameter, value in zip(self.generator.flow.parameters(), self.parameters, strict=True):
-                parameter.copy_(value)
+        self.generator.flow.load_state_dict(self.state)
+        if self.record is None:
+            raise TrainingDivergedError(
+                f"in {last:,} steps of pre-training the held-out likelihood never was a finite number; the generator "
+                "is as it was before: lower the learning rate, or look for undefined values in data and generator"
+            )
         self.record["kept"] = True
         ended = f"ended early, of {n_steps:,} steps" if last < n_steps else "took all steps"
         kept = (
@@ -165,6 +159,9 @@ class _Best:
             f"({self.lowest:.3f})"
         )
         return Event(last, "stop", f"pre-training {ended}; {kept}")
+
+    def _present(self) -> dict[str, Any]:
+        return {name: value.detach().clone() for name, value in self.generator.flow.state_dict().items()}
 
 
 def _record(generator: BoltzmannGenerator, step: int, loss: float, seconds: float) -> dict[str, Any]:
@@ -182,7 +179,9 @@ def _record(generator: BoltzmannGenerator, step: int, loss: float, seconds: floa
     }
 
 
-def _split(generator: BoltzmannGenerator, trajectory: Any, validation: Any, seed: int) -> tuple[_Data, _Data | None]:
+def _split(
+    generator: BoltzmannGenerator, trajectory: Any, validation: Any, seed: int
+) -> tuple[Configurations, Configurations | None]:
     """Configurations to train on, and those held out."""
     data = _data(generator, trajectory)
     if not isinstance(validation, (int, float)):
@@ -193,7 +192,7 @@ def _split(generator: BoltzmannGenerator, trajectory: Any, validation: Any, seed
     if validation == 0 or len(data.positions) < 2:
         return data, None
     held_out = _held_out(len(data.positions), groups, float(validation), seed)
-    return data.rows(~held_out), data.rows(held_out)
+    return data.rows(~held_out, "to train on"), data.rows(held_out, "held out")
 
 
 def _held_out(n: int, groups: np.ndarray | None, share: float, seed: int) -> Tensor:
@@ -206,43 +205,15 @@ def _held_out(n: int, groups: np.ndarray | None, share: float, seed: int) -> Ten
     return torch.from_numpy(np.isin(groups, labels[order[: min(enough, len(labels) - 1)]]))
 
 
-def _data(generator: BoltzmannGenerator, trajectory: Any) -> _Data:
+def _data(generator: BoltzmannGenerator, trajectory: Any) -> Configurations:
     """Positions in the generator's dtype and device, oriented as its target is; all inside the domain."""
-    weights = trajectory.weights if isinstance(trajectory, Ensemble) else None
-    if isinstance(trajectory, Ensemble):
-        values: Any = trajectory.positions
-    else:
-        values = getattr(trajectory, "xyz", trajectory)
-    positions = torch.as_tensor(np.asarray(values) if not isinstance(values, Tensor) else values)
-    n_atoms, dimension = generator.potential.n_atoms, getattr(generator.potential, "dimension", 3)
-    if positions.ndim != 3 or positions.shape[1:] != (n_atoms, dimension):
-        raise StructureError(
-            f"the data have shape {tuple(positions.shape)}; this generator needs (n, {n_atoms}, {dimension}) in nm"
-        )
-    outside = ~generator.contains(positions.numpy(force=True))
+    shape = generator.potential.n_atoms, getattr(generator.potential, "dimension", 3)
+    given = read_configurations(trajectory, shape, generator.molecule, generator.kT, generator.other_target)
+    outside = ~generator.contains(given.positions.numpy(force=True))
     if outside.any():
         raise StructureError(
-            f"{int(outside.sum())} of {len(positions)} configurations lie outside the generator's domain "
+            f"{int(outside.sum())} of {len(outside)} configurations lie outside the generator's domain "
             f"(the first is number {int(np.argmax(outside))}): remove them, or widen the domain (omega='free')"
         )
-    share = _shares(generator, positions) if weights is None else torch.as_tensor(weights).double()
-    return _Data(generator.oriented(positions.to(next(generator.flow.parameters()))), share)
-
-
-def _shares(generator: BoltzmannGenerator, positions: Tensor) -> Tensor:
-    """Weights (n,) of configurations that came without: equal, but for the mass metric of constraints."""
-    if generator.molecule is None:
-        return torch.full((len(positions),), 1 / len(positions), dtype=torch.float64)
-    return torch.softmax(-log_mass_metric(generator.molecule, positions.detach().cpu()), dim=0)
-
-
-def _weighting(generator: BoltzmannGenerator, trajectory: Any, data: _Data) -> list[Event]:
-    """How much the mass metric weighs, where configurations came without weights."""
-    if isinstance(trajectory, Ensemble) or generator.molecule is None or not len(generator.molecule.constraints):
-        return []
-    spread = float(data.weights.log().std())
-    message = (
-        f"configurations of dynamics with {len(generator.molecule.constraints)} constraints are weighted by the mass "
-        f"metric: log-weights vary by {spread:.2g}"
-    )
-    return [Event(0, "weights", message)]
+    positions = given.positions.to(next(generator.flow.parameters()))
+    return Configurations(generator.oriented(positions), given.weights)

@@ -345,6 +345,7 @@ def test_strength_can_be_changed_and_taken_away(dipeptide, potential):
     ensemble = generator.sample(50)
     assert ensemble.log_rigid_integral is None
     assert ensemble.unbiased() is ensemble
+    assert ensemble.dimension == 66  # 22 atoms: nothing takes the rigid motions away
     with pytest.raises(StructureError, match="cartesian"):
         bg.BoltzmannGenerator.for_molecule(dipeptide, potential).set_alignment(10.0)
 
@@ -358,6 +359,13 @@ def test_pretraining_is_blind_to_the_orientation_of_the_data(dipeptide, potentia
     # an untrained flow has the right location; data 2 nm away would have a density of zero
     assert np.isfinite(history.records[0]["held_out"])
     assert history.records[-1]["held_out"] < -150
+
+
+def test_penalised_weights_are_of_six_coordinates_more(cartesian):
+    ensemble = cartesian.sample(100)
+    assert (ensemble.dimension, ensemble[::2].dimension, ensemble.unbiased().dimension) == (66, 66, 60)
+    assert ensemble.log_z.value == ensemble.unbiased().log_z.value
+    assert ensemble.log_z.unit == "nm^60"
 
 
 def test_slices_and_copies_keep_what_unbiased_needs(cartesian):

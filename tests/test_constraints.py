@@ -331,10 +331,20 @@ class TestDensity:
         molecule, truth = harmonic(source, chart)
         ensemble = BoltzmannGenerator.for_molecule(molecule, seed=0).sample(20_000)
         found = log_z(ensemble)
-        assert found.unit == f"(nm^(3N-6-{len(source.constraints)}))"
+        assert found.unit == f"nm^{3 * 22 - 6 - len(source.constraints)}"
         half = 0.5 * (found.high - found.low)
         assert half < 0.05
         assert abs(found.value - truth) < 2 * half  # four standard errors
+
+
+@pytest.mark.parametrize(("kind", "fixed"), [(None, 0), (app.HBonds, 0), (app.AllBonds, 9)])
+def test_fixed_hydrogens_leave_the_powers_of_the_heavy_atoms(kind, fixed):
+    """Ten heavy atoms: of the constraints those between two of them count, nine where all bonds are constrained."""
+    molecule = alanine(kind)
+    generator = BoltzmannGenerator.for_molecule(molecule, hydrogens="network", seed=0)
+    heavy = set(molecule.heavy_atoms.tolist())
+    assert sum(i in heavy and j in heavy for (i, j), _ in molecule.constraints) == fixed
+    assert generator.sample(20).log_z.unit == f"nm^{3 * 10 - 6 - fixed}"
 
 
 def harmonic(source: Molecule, chart: CoordinateChart) -> tuple[Molecule, float]:
@@ -631,8 +641,12 @@ class TestData:
             events.append([event.message for event in history.events if event.kind == "weights"])
         assert held_out[0] == pytest.approx(held_out[1], abs=1e-5)
         assert abs(held_out[2] - held_out[1]) > 1e-3
+        assert "weighted by the mass metric" in events[0][0]
         assert "3 constraints" in events[0][0]
-        assert events[1:] == [[], []]
+        assert events[1] == []
+        assert "weights of the Ensemble are equal" in events[2][0]
+        size = float(log_mass_metric(molecule, x).std(correction=0))
+        assert all(f"vary by {size:.2g}" in event for event in (events[0][0], events[2][0]))
 
 
 def trimer_coupling(masses) -> float:

@@ -27,6 +27,10 @@ def test_halves_joined_are_the_whole(ensemble):
     for name in ("positions", "log_weights", "energies", "log_q"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(ensemble, name))
     assert whole.groups is None
+    assert whole.dimension == ensemble[:20].dimension == 60  # 22 atoms
+    with pytest.raises(EstimateError, match="dimension"):
+        _ = ensemble + replace(ensemble, dimension=66)
+    assert ensemble.resample(5).dimension is None
     assert whole.log_z.value == pytest.approx(ensemble.log_z.value)
 
 
@@ -54,6 +58,7 @@ def test_files_bring_everything_back(ensemble, dipeptide, tmp_path, format):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(original, name))
     assert (loaded.kT, loaded.kind, loaded.n_defects, loaded.evaluations) == (original.kT, "particles", 2, 1234)
     assert loaded.molecule is dipeptide
+    assert loaded.log_z.unit == original.log_z.unit == "nm^60"
 
 
 def test_ensembles_without_a_molecule_are_saved_as_arrays(tmp_path):
@@ -61,6 +66,7 @@ def test_ensembles_without_a_molecule_are_saved_as_arrays(tmp_path):
     loaded = Ensemble.load(ensemble.save(tmp_path / "deep" / "folder", format="npz"))
     np.testing.assert_array_equal(loaded.positions, ensemble.positions)
     assert loaded.target == "double well"
+    assert loaded.dimension is None
     with pytest.raises(OutputError, match="holds no ensemble"):
         Ensemble.load(tmp_path)
     with pytest.raises(OutputError, match="dcd, nc"):

@@ -41,10 +41,22 @@ def ensemble():
     return gaussian(40_000, np.random.default_rng(0))
 
 
-def test_the_unit_of_z_is_that_of_the_coordinates_that_change(ensemble):
-    assert fe.log_z(ensemble).unit == "(nm^(3N-6))"
-    placed = replace(ensemble, target="exp(-U(h(x_C))/kT)")
-    assert fe.log_z(placed).unit == "(nm^(3M-6) of M heavy atoms)"
+def test_the_unit_of_z_is_that_of_the_coordinates_or_none(ensemble):
+    assert fe.log_z(ensemble).unit == fe.log_z(ensemble.log_weights).unit == ""
+    assert "nm" not in str(fe.log_z(ensemble))
+    known = replace(ensemble, dimension=3).log_z
+    assert known.unit == "nm^3"
+    assert "(Z in nm^3)" in str(known)
+
+
+def test_log_z_is_that_of_the_unbiased_weights(ensemble):
+    """Each weight times a G of its own, as a penalty makes it, and six coordinates more: log Z does not change."""
+    log_rigid = np.random.default_rng(1).normal(size=len(ensemble))
+    penalised = replace(
+        ensemble, log_weights=ensemble.log_weights + log_rigid, log_rigid_integral=log_rigid, dimension=9
+    )
+    assert penalised.log_z.value == pytest.approx(ensemble.log_z.value, abs=1e-12)
+    assert penalised.log_z.unit == penalised.unbiased().log_z.unit == "nm^3"
 
 
 def test_log_z_and_absolute_free_energy(ensemble):

@@ -9,6 +9,7 @@ from boltzgen.ensemble import Ensemble
 from boltzgen.errors import StructureError
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.pretraining import _held_out, pretrain
+from boltzgen.training import TrainingDivergedError
 
 
 def test_finds_mean_and_width_of_the_data_without_any_energy():
@@ -98,8 +99,51 @@ def test_held_out_configurations_without_weight_are_refused():
     ensemble = Ensemble(positions, np.where(np.arange(40) < 20, 0.0, -np.inf), 1.0, groups=np.arange(40) // 20)
     generator = BoltzmannGenerator(GaussianFlow(), Harmonic(), kT=1.0)
     seed = next(s for s in range(20) if _held_out(40, ensemble.groups, 0.1, s)[-1])
-    with pytest.raises(StructureError, match="validation="):
+    with pytest.raises(StructureError, match="held out have no weight"):
         pretrain(generator, ensemble, n_steps=1, seed=seed)
+    other = next(s for s in range(20) if not _held_out(40, ensemble.groups, 0.1, s)[-1])
+    with pytest.raises(StructureError, match="to train on have no weight"):
+        pretrain(generator, ensemble, n_steps=1, seed=other)
+
+
+def test_ensembles_of_another_temperature_or_target_are_refused():
+    positions = np.random.default_rng(0).normal(size=(40, 1, 3))
+    generator = BoltzmannGenerator(GaussianFlow(), Harmonic(), kT=1.0)
+    hot, other = Ensemble(positions, np.zeros(40), 2.5), Ensemble(positions, np.zeros(40), 1.0, target="heavy atoms")
+    with pytest.raises(StructureError, match=r"kT = 2.5 kJ/mol, .* 1 kJ/mol.*at_temperature"):
+        pretrain(generator, hot, n_steps=1)
+    with pytest.raises(StructureError, match=r"of heavy atoms, .* exp\(-U/kT\) of all atoms.*positions"):
+        pretrain(generator, other, n_steps=1)
+    with pytest.raises(StructureError, match=r"kT = 2.5"):
+        pretrain(generator, positions, validation=hot, n_steps=1)
+    pretrain(generator, hot.positions, n_steps=1)
+
+
+def test_a_penalty_is_taken_out_of_the_weights():
+    """Two clouds, of which the penalised weights count one alone and the unbiased ones the other."""
+    rng = np.random.default_rng(0)
+    positions = np.concatenate([rng.normal(-1, 0.2, (500, 1, 3)), rng.normal(1, 0.2, (500, 1, 3))])
+    penalised, log_rigid = np.repeat([0.0, -50.0], 500), np.repeat([0.0, -100.0], 500)
+    ensemble = Ensemble(positions, penalised, 1.0, log_rigid_integral=log_rigid)
+    generator = BoltzmannGenerator(GaussianFlow(), Harmonic(), kT=1.0)
+    pretrain(generator, ensemble, n_steps=600, learning_rate=1e-2)
+    torch.testing.assert_close(generator.flow.mean.detach(), torch.full((3,), 1.0), rtol=0, atol=0.05)
+
+
+class UndefinedOnceMoved(GaussianFlow):
+    """Its densities are no numbers any more after the first step."""
+
+    def log_prob(self, positions: torch.Tensor) -> torch.Tensor:
+        value = super().log_prob(positions)
+        return value if bool((self.mean == 0).all()) else value * torch.nan
+
+
+def test_a_held_out_likelihood_that_never_was_a_number_is_an_error():
+    generator = BoltzmannGenerator(UndefinedOnceMoved(), Harmonic(), kT=1.0)
+    data = 0.4 + 0.5 * torch.randn(200, 1, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(TrainingDivergedError, match="never was a finite number"):
+        pretrain(generator, data, n_steps=20)
+    assert all(bool((parameter == 0).all()) for parameter in generator.flow.parameters())  # as they were made
 
 
 class KernelDensity(torch.nn.Module):
@@ -124,6 +168,51 @@ def test_data_outside_the_domain_are_counted(generator, ensemble_of_mirror_image
         pretrain(generator, ensemble_of_mirror_images, n_steps=1)
     with pytest.raises(StructureError, match=r"needs \(n, 22, 3\)"):
         pretrain(generator, np.zeros((4, 5, 3)), n_steps=1)
+
+
+@pytest.fixture(scope="module")
+def wider(generator):
+    """Frames whose bonds vary twice as much as in the harmonic approximation, and the generator built on them."""
+    chart = generator.coordinates
+    molecule = generator.molecule
+    frames = generator.sample_and_log_prob(1500)[0].double()
+    coordinates = chart.internal.to_internal(frames)[0]
+    bonds = [i for i, row in enumerate(chart.rows) if row.kind == "bond"]
+    centre = torch.tensor([chart.rows[i].centre for i in bonds])
+    coordinates[:, bonds] = centre + 2 * (coordinates[:, bonds] - centre)
+    frames = chart.internal.to_cartesian(coordinates)[0].numpy()
+    weights = np.where(np.arange(1500) < 1200, 0.0, -np.inf)
+    data = Ensemble(frames, weights, molecule.kT, molecule=molecule)
+    return data, BoltzmannGenerator.for_molecule(molecule, generator.potential, data=data, seed=0)
+
+
+def test_a_generator_starts_with_the_widths_of_data(generator, wider, tmp_path):
+    data, refined = wider
+    assert refined.coordinates.rows == generator.coordinates.refined(data.positions, data.weights).rows
+    pairs = zip(generator.coordinates.rows, refined.coordinates.rows, strict=True)
+    ratios = [after.width / before.width for before, after in pairs if before.kind == "bond"]
+    # 1200 frames against the 10 for each of 50 stiff coordinates that the harmonic approximation counts as
+    n_prior = 10 * len(refined.coordinates.factor)
+    assert np.mean(ratios) == pytest.approx(np.sqrt((4 * 1200 + n_prior) / (1200 + n_prior)), rel=0.05)
+    refined.save(tmp_path / "model.safetensors")
+    loaded = BoltzmannGenerator.load(tmp_path / "model.safetensors")
+    assert loaded.coordinates.rows == refined.coordinates.rows
+    np.testing.assert_array_equal(loaded.coordinates.factor, refined.coordinates.factor)
+    fresh = torch.as_tensor(data.positions[1200:]).float()
+    with torch.no_grad():
+        assert torch.equal(loaded.log_prob(fresh), refined.log_prob(fresh))
+        assert float(refined.log_prob(fresh).mean()) > float(generator.log_prob(fresh).mean()) + 1
+
+
+def test_widths_are_not_taken_from_data_that_do_not_fit(generator, ensemble_of_mirror_images):
+    molecule, potential = generator.molecule, generator.potential
+    build = lambda data: BoltzmannGenerator.for_molecule(molecule, potential, data=data)
+    with pytest.raises(StructureError, match="3 of 3 configurations lie outside"):
+        build(ensemble_of_mirror_images)
+    with pytest.raises(StructureError, match=r"needs \(n, 22, 3\)"):
+        build(np.zeros((4, 5, 3)))
+    with pytest.raises(StructureError, match="kT = 5 kJ/mol"):
+        build(Ensemble(np.zeros((4, 22, 3)), np.zeros(4), 5.0))
 
 
 @pytest.fixture

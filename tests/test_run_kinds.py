@@ -50,11 +50,13 @@ def test_a_network_says_its_target_everywhere(network_run):
     assert any(OTHER in text for text in said)
     assert "of the molecule" in str(result)
     assert "Boltzmann distribution within the domain" not in (result.folder / "report.html").read_text()
-    assert values["log_z_unit"] == "nm^(3M-6) of M heavy atoms"
+    assert values["log_z_unit"] == "nm^24"  # ten heavy atoms
 
 
 def test_the_network_is_trained_before_the_heavy_atoms(network_run, options):
     result, said = network_run
+    # the comparison with minimised hydrogens is among them
+    assert result.values["energy_evaluations"] == result.generator.potential.counts.energy
     schedule = make_schedule(10_000, 300.0, hydrogens="network")
     assert schedule.placement_steps > 0
     assert schedule.evaluations <= 10_000
@@ -99,10 +101,16 @@ def test_a_network_run_goes_on_as_if_never_stopped(network_run, options, tmp_pat
 
 
 def test_minimisation_is_paid_from_the_budget(options, tmp_path):
-    result = run(replace(options, hydrogens="minimized", n_samples=64, out=tmp_path / "run"))
-    schedule = make_schedule(10_000, 300.0, hydrogens="minimized")
-    assert schedule.n_steps * 768 * (1 + MINIMIZATION) == schedule.evaluations <= 10_000
-    assert make_schedule("quick", 300.0, hydrogens="minimized").evaluations <= 900_000
+    """What was spent, not what was planned.
+
+    The first steps need more than the mean over a training, for the heavy atoms clash then: a third more is allowed.
+    """
+    result = run(replace(options, budget=40_000, hydrogens="minimized", n_samples=64, out=tmp_path / "run"))
+    schedule = make_schedule(40_000, 300.0, hydrogens="minimized")
+    assert schedule.evaluations <= 40_000
+    planned = schedule.evaluations + 64 * (1 + MINIMIZATION)
+    assert result.values["energy_evaluations"] == pytest.approx(planned, rel=0.35)
+    assert result.values["energy_evaluations"] == result.generator.potential.counts.energy
     assert result.values["hydrogens"] == "minimized"
     assert OTHER in str(result)
     assert result.values["placement"] is None

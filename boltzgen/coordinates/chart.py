@@ -176,6 +176,11 @@ class CoordinateChart:
         """Number of coordinates that can change: 3N - 6, less one for each constraint. log Z has nm to this power."""
         return len(self.rows) - len(self.constrained(False)) - len(self.constrained(True))
 
+    @property
+    def dimension_of_hydrogens(self) -> int:
+        """How many of these coordinates involve a hydrogen."""
+        return len(self.indices(True, True)) + len(self.indices(False, True))
+
     def indices(self, free: bool, of_hydrogen: bool) -> list[int]:
         """Positions of a class of coordinates in the internal vector; constrained bonds are in none."""
         wanted = (free, of_hydrogen)

@@ -151,7 +151,7 @@ class EnergyEstimate(Estimate):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class LogZ(Estimate):
-    """log of the partition function of the domain; carries nm^(3N-6), less one power for each constraint.
+    """log of the partition function of the domain, in the unit of Z: nm^d for a density of d coordinates.
 
     Attributes
     ----------
@@ -174,13 +174,13 @@ class LogZ(Estimate):
             raise EstimateError("this log Z comes without a temperature: take it from an ensemble, as ens.log_z")
         return -self.kT * self.value
 
+    def _value_text(self) -> str:
+        return _with_interval(self.value, self.low, self.high, f"(Z in {self.unit})" if self.unit else "")
+
 
 def log_z_unit(ensemble: Ensemble) -> str:
-    """What exp(log Z) is measured in: one nm for each coordinate that can change."""
-    if ensemble.target:
-        return "(nm^(3M-6) of M heavy atoms)"
-    fixed = len(getattr(ensemble.molecule, "constraints", ()))
-    return f"(nm^(3N-6-{fixed}))" if fixed else "(nm^(3N-6))"
+    """What Z is measured in: one nm for each coordinate that can change; empty where their number is not known."""
+    return "" if ensemble.dimension is None else f"nm^{ensemble.dimension}"
 
 
 def sample_figures(ensemble: Ensemble) -> dict[str, float]:

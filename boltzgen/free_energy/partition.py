@@ -25,7 +25,7 @@ def log_z(weighted: Ensemble | np.ndarray, *, interval: str = "delta", replicate
     ----------
     weighted : Ensemble or (n,) array
         Independent samples, or a particle system whose weights carry log Z; or log-weights log p~ - log q of
-        independent samples, -inf counting in n.
+        independent samples, -inf counting in n. Of an Ensemble those of ``unbiased()`` are taken.
     interval, replicates, seed
         As in `basin_free_energies`.
 
@@ -42,6 +42,7 @@ def log_z(weighted: Ensemble | np.ndarray, *, interval: str = "delta", replicate
         raise EstimateError(
             "a chain does not know log Z: use free_energy.bar_log_z with samples of a generator, or annealed importance"
         )
+    weighted = weighted.unbiased()
     found = _log_mean(weighted.log_weights, weighted.sampling, interval, replicates, seed)
     estimate = _log_z(found, len(weighted), sample_figures(weighted))
     verdict = judged(weighted.verdict(), found)
@@ -70,7 +71,6 @@ def _log_z(found: Interval, n: int, figures: dict[str, float]) -> LogZ:
         value=found.value,
         low=found.low,
         high=found.high,
-        unit="(nm^(3N-6))",
         method=found.method,
         n_samples=n,
         diagnostics=figures,

@@ -115,7 +115,8 @@ def decompose(ensemble: Ensemble, region: str | np.ndarray | None = None, **opti
     ensemble : Ensemble
         With energies. For another temperature, that of `at_temperature`.
     region : str or (n,) bool array, optional
-        A basin: its differences to all else. The absolute values if absent, F = -kT log Z carrying nm^(3N-6).
+        A basin: its differences to all else. The absolute values if absent, F = -kT log Z with Z in nm^d, d the
+        dimension of the ensemble.
     **options
         `interval`, `replicates` and `seed` as in `basin_free_energies`.
 

@@ -278,8 +278,8 @@ def _method(manifest: Mapping[str, Any], ensemble: Ensemble) -> str:
     line = f"<p>Command: <code>{escape(str(command))}</code></p>\n" if command else ""
     weights = OTHER_WEIGHTS.format(target=escape(ensemble.target)) if ensemble.target else WEIGHTS
     weights += PENALTY if ensemble.log_rigid_integral is not None else ""
-    atoms = "M, the number of heavy atoms" if ensemble.target else "N, the number of atoms"
-    unit = f"nm to the power 3{atoms[0]}−6, with {atoms}"
+    dimension = ensemble.unbiased().dimension
+    unit = "a unit that is not known" if dimension is None else f"nm to the power {dimension}"
     return line + METHOD.format(weights=weights, unit=unit)
 
 

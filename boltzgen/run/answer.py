@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from boltzgen.diagnostics import Verdict, verdict
+from boltzgen.ensemble import ALL_ATOMS
 from boltzgen.free_energy import KJ_PER_KCAL, BasinFreeEnergy, FreeEnergies
-from boltzgen.free_energy.estimate import log_z_unit
 from boltzgen.progress import format_duration
 from boltzgen.run.comparison import OUTSIDE_LIMIT, Comparison, disagreement
 
@@ -30,7 +30,6 @@ ONE_BASIN = (
     "Cartesian coordinates start in one basin and find others in data, of which this training sees none: let "
     "--reference look for what is missing, or pre-train on data in Python (boltzgen.pretrain)"
 )
-ALL_ATOMS = "exp(-U/kT) of all atoms"
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def result_values(
         "log_z": log_z.value,
         "log_z_low": log_z.low,
         "log_z_high": log_z.high,
-        "log_z_unit": log_z_unit(ensemble)[1:-1],
+        "log_z_unit": log_z.unit,
         "n_infinite": ensemble.n_infinite,
         "n_lost": ensemble.n_lost,
         "n_defects": ensemble.n_defects,
@@ -238,7 +237,7 @@ def _quality_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     log_z = f"{result['log_z']:.3f} [{result['log_z_low']:.3f}, {result['log_z_high']:.3f}]"
     rows = [
         ("weights", f"ESS {ess:.1%} of {result['n_samples']:,} samples, Pareto k {k}"),
-        ("log Z", f"{log_z} ({result['log_z_unit']})"),
+        ("log Z", f"{log_z} ({result['log_z_unit']})" if result["log_z_unit"] else log_z),
     ]
     if "coverage" in result:
         covered = ", ".join(f"{name} {_number(value)}" for name, value in result["coverage"].items())

@@ -238,6 +238,7 @@ def _ensemble(
         kT=generator.kT,
         energies=energies.cpu().numpy(),
         molecule=generator.molecule,
+        dimension=generator.dimension,
         groups=np.repeat(np.arange(n_repeats), n) if resampled else None,
         log_rigid_integral=None if rigid is None else rigid.cpu().numpy(),
         n_infinite=int(torch.isneginf(weights).sum()),

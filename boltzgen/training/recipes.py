@@ -78,7 +78,9 @@ def anneal(
     from boltzgen.pretraining import pretrain  # which imports this package
 
     n_steps = max((budget - seen.evaluations) // n_fresh, 1)
-    pretrain(generator, seen.ensemble, n_steps=max(n_steps // 10, FEWEST_PRETRAINING))
+    # A place to start from, whose temperature and target need not be the generator's: the cooling follows the latter.
+    first = replace(seen.ensemble, kT=generator.kT, target=generator.other_target)
+    pretrain(generator, first, n_steps=max(n_steps // 10, FEWEST_PRETRAINING))
     cooling = Stage("cooling", "l2+", n_steps, heat, 1.0, replay=replay, ess_bound=ess_bound)
     training = Training(generator, [cooling], **options)
     training.history.events.append(Event(0, "start", str(seen)))
