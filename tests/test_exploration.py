@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from boltzgen import BoltzmannGenerator, Molecule, anneal
+from boltzgen import BoltzmannGenerator, Ensemble, Molecule, anneal
 from boltzgen.collective_variables import parse_basin
 from boltzgen.training.exploration import _arcs, _state_of, exploration_of, explore, torsion_basins
 
@@ -94,6 +94,15 @@ def test_annealing_from_a_hot_run_says_what_it_looked_for_and_found(molecule, ho
         line.split(":")[0].strip() for line in end.message.splitlines()[1:]
     }
     assert history.records[-1]["temperature"] == pytest.approx(300)
+
+
+def test_a_start_may_be_of_another_temperature_and_target(molecule):
+    """It is a place to begin with: a generator with fixed hydrogens takes hot configurations of all atoms."""
+    generator = BoltzmannGenerator.for_molecule(molecule, hydrogens="network", seed=0)
+    positions = generator.sample_and_log_prob(64)[0].numpy()
+    hot = Ensemble(positions, np.zeros(64), kT=4 * molecule.kT, molecule=molecule)
+    history = anneal(generator, budget=256, start=hot, batch_size=64)
+    assert any("64 configurations that were given" in event.message for event in history.events)
 
 
 def test_unknown_starts_are_refused(molecule):
