@@ -202,6 +202,21 @@ def test_placed_potential_samples_whole_molecules(dipeptide, potential, placing)
     np.testing.assert_allclose(potential(positions.double()), run.ensemble.energies, rtol=0, atol=0.1)
 
 
+@pytest.mark.parametrize("flattened", [False, True])
+def test_minimisations_are_among_the_evaluations_of_a_run(dipeptide, potential, flattened) -> None:
+    minimizing = bg.BoltzmannGenerator.for_molecule(dipeptide, potential, hydrogens="minimized", dtype=torch.float64)
+    target = PlacedPotential(minimizing)
+    settings: dict[str, Any] = {"n_steps": 4, "n_walkers": 4, "save_interval": 2, "time_step": 1.0}
+    before = potential.counts.force
+    if flattened:
+        bias = flat_bias(dipeptide, ("phi", "psi"), 8)
+        run = sampling.flattened_sampling(dipeptide, target, bias, n_groups=2, **settings)
+    else:
+        run = sampling.parallel_tempering(dipeptide, target, n_replicas=1, exchange_interval=1, **settings)
+    assert run.evaluations == potential.counts.force - before
+    assert run.evaluations > 5 * target.counts.force  # L-BFGS takes ten or so
+
+
 def test_samples_of_a_generator_are_weighted_by_their_heavy_atoms_alone(dipeptide, potential, placing) -> None:
     """With the generator's own density of hydrogens the weights do not depend on the hydrogens that were drawn."""
     flowing = bg.BoltzmannGenerator.for_molecule(dipeptide, potential, dtype=torch.float64, seed=3)

@@ -103,13 +103,14 @@ def test_a_network_run_goes_on_as_if_never_stopped(network_run, options, tmp_pat
 def test_minimisation_is_paid_from_the_budget(options, tmp_path):
     """What was spent, not what was planned.
 
-    The first steps need more than the mean over a training, for the heavy atoms clash then: a third more is allowed.
+    The first steps need more than the mean over a training, for the heavy atoms clash then: a fifth more is allowed.
     """
-    result = run(replace(options, budget=40_000, hydrogens="minimized", n_samples=64, out=tmp_path / "run"))
+    options = replace(options, forcefield="charmm36m", budget=40_000, hydrogens="minimized", n_samples=64)
+    result = run(replace(options, out=tmp_path / "run"))
     schedule = make_schedule(40_000, 300.0, hydrogens="minimized")
     assert schedule.evaluations <= 40_000
     planned = schedule.evaluations + 64 * (1 + MINIMIZATION)
-    assert result.values["energy_evaluations"] == pytest.approx(planned, rel=0.35)
+    assert result.values["energy_evaluations"] == pytest.approx(planned, rel=0.2)
     assert result.values["energy_evaluations"] == result.generator.potential.counts.energy
     assert result.values["hydrogens"] == "minimized"
     assert OTHER in str(result)

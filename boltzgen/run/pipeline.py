@@ -287,10 +287,10 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
     say(f"drawing {options.n_samples:,} samples")
     training_defects = generator.potential.counts.defect
     ensemble = generator.sample(options.n_samples)
-    counts = generator.potential.counts.__getstate__()
     ensemble.save(folder.path)
     recheck = recheck_energies(ensemble, seed=options.seed)
     placement = _placement_of(generator, ensemble, options.seed)
+    counts = generator.potential.counts.__getstate__()
     free_energies = ensemble.free_energy(prepared.basins)
     shipped = references.shipped(generator, prepared.basins, options.omega)
     sampled = _reference(prepared, say) if options.reference else None

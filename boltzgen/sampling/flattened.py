@@ -253,10 +253,10 @@ def flattened_sampling(
     """
     if n_groups < 2 or n_walkers % n_groups:
         raise PotentialError(f"{n_walkers} walkers cannot be split into {n_groups} equal groups")
-    begin, before = time.perf_counter(), potential.counts.force
+    begin, particles = time.perf_counter(), Particles(molecule, potential, heavy_hydrogens(molecule))
+    before = particles.evaluations
     energy = energy or BiasedEnergy(potential, bias, n_steps * n_walkers)
     energy.set_grid(bias.grid)
-    particles = Particles(molecule, potential, heavy_hydrogens(molecule))
     walkers = _walkers(particles, energy, start, n_walkers, time_step, friction, seed, device_of(potential))
     frames: list[np.ndarray] = []
     offsets: list[np.ndarray] = []
@@ -282,7 +282,7 @@ def flattened_sampling(
             groups=np.tile(np.arange(n_walkers) * n_groups // n_walkers, len(frames)),
         ),
         method="flattened torsions, static bias, reweighted",
-        evaluations=potential.counts.force - before,
+        evaluations=particles.evaluations - before,
         seconds=time.perf_counter() - begin,
         n_steps=n_rounds * save_interval,
         time_step=in_femtoseconds(time_step),

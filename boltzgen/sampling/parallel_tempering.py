@@ -170,7 +170,8 @@ def parallel_tempering(
         raise PotentialError(f"t_max must be above the temperature of the molecule, {t_min:g} K")
     begin, device = time.perf_counter(), torch.device(device)
     potential = choose_potential(molecule) if potential is None else potential
-    particles, before = Particles(molecule, potential), potential.counts.force
+    particles = Particles(molecule, potential)
+    before = particles.evaluations
     random = generator(seed, device)
     exchange = ReplicaExchange(np.geomspace(t_min, in_kelvin(t_max), n_replicas), n_walkers, generator(seed + 1))
     forces = layout_forces(potential, device, torch.float32, n_steps * n_replicas * n_walkers)
@@ -197,7 +198,7 @@ def parallel_tempering(
     return SamplingRun(
         ensemble=ensemble,
         method="parallel tempering",
-        evaluations=potential.counts.force - before,
+        evaluations=particles.evaluations - before,
         seconds=time.perf_counter() - begin,
         n_steps=n_rounds * exchange_interval,
         time_step=step_fs,

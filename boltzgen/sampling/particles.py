@@ -27,10 +27,13 @@ class PartialPotential(Protocol):
         Their indices in the molecule, in the order of the potential's positions.
     target : str
         What the potential's Boltzmann distribution is, in words.
+    whole : Potential
+        What its energies come from; placing the other atoms may take evaluations of it too.
     """
 
     atoms: np.ndarray
     target: str
+    whole: Potential
 
     def all_atoms(self, positions: Tensor) -> Tensor:
         """Positions (B, N, 3) of the whole molecule for (B, n, 3), in nm."""
@@ -81,7 +84,7 @@ class Particles:
     """
 
     def __init__(self, molecule: Any, potential: Potential, masses: np.ndarray | None = None) -> None:
-        self.molecule = molecule
+        self.molecule, self._potential = molecule, potential
         self._partial = potential if isinstance(potential, PartialPotential) else None
         self._all_masses = system_masses(molecule) if masses is None else masses
         n_atoms = len(self._all_masses)
@@ -92,6 +95,12 @@ class Particles:
             raise PotentialError(f"the potential is of {potential.n_atoms} atoms, the molecule has {n_atoms}")
         if self._partial is not None:
             self._refuse_constraints(set(self.atoms.tolist()))
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations with forces so far, over the life of the potential; those that place other atoms included."""
+        counted = self._potential if self._partial is None else self._partial.whole
+        return counted.counts.force
 
     def start(self, start: Any, n_walkers: int) -> Tensor:
         """Coordinates (3, n, n_walkers) in nm from whole structures; see `start_positions`."""

@@ -35,7 +35,7 @@ class SamplingRun:
     method : str
         The sampler, in words.
     evaluations : int
-        Energy evaluations (each with forces), burn-in included.
+        Energy evaluations (each with forces), burn-in included; of a `PartialPotential`, those of its whole molecule.
     seconds : float
         Wall time of the sampling.
     n_steps : int
