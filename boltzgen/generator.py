@@ -114,8 +114,9 @@ class BoltzmannGenerator:
             data: it starts in one basin.
         hydrogens : {"flow", "network", "minimized"}
             Hydrogens are drawn from a conditional flow with exact density, or are a function h of the heavy atoms: a
-            network (trained by `boltzgen.placement.train_placement`) or a minimisation. With the latter two the target
-            is exp(-U(h(x_C))/kT) on the heavy atoms x_C alone, which is not the Boltzmann distribution of the molecule.
+            network (trained by `boltzgen.placement.train_placement`) or a minimisation (the package's own batched
+            L-BFGS, not OpenMM's minimiser). With the latter two the target is exp(-U(h(x_C))/kT) on the heavy atoms x_C
+            alone, which is not the Boltzmann distribution of the molecule.
         config : GeneratorConfig, optional
         seed : int
             Of the initial weights and of the samples.

@@ -1,4 +1,7 @@
-"""Energy minimisation of the hydrogens of many configurations at once, heavy atoms fixed."""
+"""Energy minimisation of the hydrogens of many configurations at once, heavy atoms fixed.
+
+OpenMM minimises one configuration at a time; this L-BFGS is the package's own, and a test compares it with OpenMM's.
+"""
 
 from __future__ import annotations
 

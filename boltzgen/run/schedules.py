@@ -17,9 +17,9 @@ FEWEST_OF_REFERENCE = 1_000_000
 # Share of the budget that teaches a network where hydrogens go, and its batches. With "quick" a tenth left those of the
 # dipeptide 0.12 kT above their minimum on average, a fifth 0.10.
 PLACEMENT_SHARE, PLACEMENT_BATCH = 0.2, 256
-# Evaluations of a minimisation of hydrogens, on average over a training of alanine dipeptide with CHARMM36m: 13.0 with a
-# budget of 4e4, 12.1 with 2e5, 11.1 with "quick"; 16.1 in the one step that 1e4 affords with AMBER96. Heavy atoms clash
-# at first; those of a reference need 10.0 (benchmarks/results/hydrogens.txt).
+# Evaluations of a minimisation of hydrogens, on average over a training of alanine dipeptide with CHARMM36m: 13.0 with
+# a budget of 4e4, 12.1 with 2e5, 11.1 with "quick"; 16.1 in the one step that 1e4 affords with AMBER96. Heavy atoms
+# clash at first; those of a reference need 10.0 (benchmarks/results/hydrogens.txt).
 MINIMIZATION = 12
 
 
