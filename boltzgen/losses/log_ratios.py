@@ -56,8 +56,8 @@ def masked_log_variance_attached(log_p: Tensor, log_q: Tensor) -> Tensor:
 def log_variance(log_p: Tensor, log_q: Tensor, n_fresh: int | None = None) -> Tensor:
     """L2+ without its mask: the variance of the log-ratio, ``mean((r - K)^2)``.
 
-    Where all samples are fresh, detaching K makes no difference: the derivative by K is ``-2 mean(r - K) = 0`` on every batch. On batches of n
-    samples from q its expected gradient is ``2 (n - 1) / n`` times that of KL(q || p).
+    Where all samples are fresh, detaching K makes no difference: the derivative by K is ``-2 mean(r - K) = 0`` on every
+    batch. On batches of n samples from q its expected gradient is ``2 (n - 1) / n`` times that of KL(q || p).
 
     Parameters
     ----------
