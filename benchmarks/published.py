@@ -1,6 +1,6 @@
 """Data-free training on the published benchmarks: energy evaluations, ESS, populations.
 
-    python benchmarks/published.py train TARGET [--seed 0] [--evaluations 4e6] [--work runs/published] [--resume]
+    python benchmarks/published.py train TARGET [--seed 0] [--evaluations 4e6] [--work runs/published]
     python benchmarks/published.py measure TARGET [--seed 0] [--blocks 10] [--block-size 1000000]
 
 `train` writes a checkpoint every minute and goes on from it. `measure` draws ten blocks of a million samples from the
