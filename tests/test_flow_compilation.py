@@ -1,11 +1,16 @@
-"""A compiled density is the eager one, or is not used."""
+"""Compiled densities and samples are the eager ones, or are not used."""
+
+import contextlib
 
 import pytest
 import torch
 from analytic import GaussianFlow
+from test_local_hydrogens import SMALL, roughened
 from test_training_parts import harmonic_generator
 
-from boltzgen.flows.compilation import compiled_log_prob
+from boltzgen.energy import CompiledPotential
+from boltzgen.flows.compilation import CompiledFlow
+from boltzgen.generator import BoltzmannGenerator
 from boltzgen.training import Stage, Training
 
 
@@ -15,28 +20,56 @@ def flow():
 
 
 def test_the_compiled_density_has_the_values_and_gradients_of_the_eager_one(flow):
-    log_prob, reason = compiled_log_prob(flow, 16)
-    assert reason == ""
+    compiled = CompiledFlow(flow, 16)
+    assert compiled.reason == ""
     positions, _ = flow.sample_and_log_prob(16)
     positions = positions.detach()
     gradients = []
-    for density in (log_prob, flow.log_prob):
+    for density in (compiled.log_prob, flow.log_prob):
         flow.zero_grad()
         density(positions).square().mean().backward()
         gradients.append(flow.log_scale.grad.clone())
-    torch.testing.assert_close(log_prob(positions), flow.log_prob(positions))
+    torch.testing.assert_close(compiled.log_prob(positions), flow.log_prob(positions))
     torch.testing.assert_close(*gradients)
 
 
-def test_without_a_compiler_the_density_is_eager(flow, monkeypatch):
+@pytest.mark.slow
+def test_a_molecular_flow_is_compiled_whole(dipeptide):
+    """Samples from the same random numbers, and the density, without a graph break."""
+    flow = roughened(BoltzmannGenerator.for_molecule(dipeptide, CompiledPotential(dipeptide), config=SMALL)).flow
+    compiled = CompiledFlow(flow, 16)
+    assert compiled.reason == ""
+    streams = [torch.Generator().manual_seed(5) for _ in range(2)]
+    positions = compiled.sample(16, streams[0])
+    with torch.no_grad():
+        expected, log_q = flow.sample_and_log_prob(16, streams[1])
+    torch.testing.assert_close(positions, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(compiled.log_prob(expected), log_q, rtol=0, atol=1e-2)
+    assert torch.equal(streams[0].get_state(), streams[1].get_state())
+
+
+def test_small_compiled_flows_run_on_one_thread(flow):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with CompiledFlow(flow, 16).suited_threads():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_without_a_compiler_everything_is_eager(flow, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", fail)
-    log_prob, reason = compiled_log_prob(flow, 16)
-    assert "no C++ compiler" in reason
+    compiled = CompiledFlow(flow, 16)
+    assert "no C++ compiler" in compiled.reason
     positions, log_q = flow.sample_and_log_prob(16)
-    torch.testing.assert_close(log_prob(positions), log_q)
+    torch.testing.assert_close(compiled.log_prob(positions), log_q)
+    same = flow.sample_and_log_prob(16, torch.Generator().manual_seed(1))[0]
+    torch.testing.assert_close(compiled.sample(16, torch.Generator().manual_seed(1)), same.detach())
 
 
 @pytest.mark.parametrize(
@@ -44,17 +77,46 @@ def test_without_a_compiler_the_density_is_eager(flow, monkeypatch):
 )
 def test_a_wrong_density_or_gradient_is_not_used(flow, monkeypatch, wrong):
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda x: wrong(function(x)))
-    log_prob, reason = compiled_log_prob(flow, 16)
-    assert "differs from the eager one" in reason
+    compiled = CompiledFlow(flow, 16)
+    assert "differs from the eager one" in compiled.reason
     positions, log_q = flow.sample_and_log_prob(16)
-    torch.testing.assert_close(log_prob(positions), log_q)
+    torch.testing.assert_close(compiled.log_prob(positions), log_q)
+
+
+def test_wrong_samples_are_not_used(dipeptide, monkeypatch):
+    flow = BoltzmannGenerator.for_molecule(dipeptide, CompiledPotential(dipeptide), config=SMALL).flow
+    wrong = lambda function: (lambda x: function(x) + 0.01) if function.__name__ == "place" else function
+    monkeypatch.setattr(torch, "compile", lambda function, **_: wrong(function))
+    compiled = CompiledFlow(flow, 16)
+    assert "samples differs from the eager one" in compiled.reason
+    expected = flow.sample_and_log_prob(16, torch.Generator().manual_seed(1))[0]
+    torch.testing.assert_close(compiled.sample(16, torch.Generator().manual_seed(1)), expected.detach())
+
+
+def test_a_density_that_rounding_makes_nan_is_found_eagerly(flow, monkeypatch):
+    broken = []
+
+    def compiles(function, **_):
+        return lambda x: function(x) * (torch.nan if broken else 1)
+
+    monkeypatch.setattr(torch, "compile", compiles)
+    compiled = CompiledFlow(flow, 16)
+    broken.append(True)
+    positions, log_q = flow.sample_and_log_prob(16)
+    torch.testing.assert_close(compiled.log_prob(positions), log_q)
 
 
 def test_a_training_compiles_when_told_to_and_when_it_is_long(monkeypatch):
     made = []
-    monkeypatch.setattr(
-        "boltzgen.training.loop.compiled_log_prob", lambda flow, n: (made.append(n), (flow.log_prob, ""))[1]
-    )
+
+    class Eager:
+        def __init__(self, flow, n):
+            made.append(n)
+            self.log_prob = flow.log_prob
+            self.sample = lambda n, stream: flow.sample_and_log_prob(n, stream)[0]
+            self.suited_threads = contextlib.nullcontext
+
+    monkeypatch.setattr("boltzgen.training.loop.CompiledFlow", Eager)
     short, long = [Stage("a", "l2+", 3)], [Stage("a", "l2+", 10**6)]
     Training(harmonic_generator(), short, batch_size=64).run()
     assert made == []

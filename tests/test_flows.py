@@ -183,17 +183,18 @@ def _replayed(flow, rng):
 
 def test_sparse_triangular_solver_against_a_dense_one():
     """Value and gradients of `ConditionalGaussian`'s forward substitution, some rows without entries."""
-    from boltzgen.flows.gaussian import _SolveLower
+    from boltzgen.flows.gaussian import _levels, _SolveLower
 
     rng = torch.Generator().manual_seed(0)
     rows, columns = torch.tensor([[2, 2, 4, 4, 5], [0, 1, 2, 3, 0]])
     diagonal = torch.rand(6, 3, generator=rng, dtype=torch.float64) + 0.5
     below, right = (torch.randn(k, 3, generator=rng, dtype=torch.float64) for k in (5, 6))
     inputs = tuple(x.requires_grad_(True) for x in (diagonal, below, right))
-    solution = _SolveLower.apply(*inputs, rows, columns)
+    levels = [(torch.tensor(k), rows[k], columns[k]) for k in _levels(6, rows.tolist(), columns.tolist())]
+    solution = _SolveLower.apply(*inputs, rows, columns, levels)
     dense = torch.diag_embed(diagonal.T).index_put((torch.arange(3)[:, None], rows, columns), below.T)
     torch.testing.assert_close(solution, torch.linalg.solve(dense, right.T.unsqueeze(-1)).squeeze(-1).T)
-    assert torch.autograd.gradcheck(lambda *x: _SolveLower.apply(*x, rows, columns), inputs)
+    assert torch.autograd.gradcheck(lambda *x: _SolveLower.apply(*x, rows, columns, levels), inputs)
 
 
 def test_chirality_and_amides_never_change(rough_generator, dipeptide):

@@ -47,7 +47,8 @@ def bonds_from(molecule, atom):
 
 
 def hydrogen_inputs(flow, generator, n=4):
-    torsions, z, _ = flow.heavy.sample(n, flow.bounded.centre.new_empty(0, n), generator)
+    context = flow.bounded.centre.new_empty(0, n)
+    torsions, z, _ = flow.heavy.place(flow.heavy.draw(n, context, generator), context)
     return torsions, flow.bounded.factor @ z
 
 

@@ -105,7 +105,7 @@ def test_every_configuration_has_one_representative(tyrosine):
         deviation = torch.remainder(folding.angle(k, expected) - group.centre + math.pi, 2 * math.pi) - math.pi
         assert float(deviation.abs().max()) <= math.pi / group.order + 1e-9
     for _ in range(5):
-        relabelled = folding.relabel(positions, torch.Generator().manual_seed(3))
+        relabelled = folding.relabel(positions, folding.draw(len(positions), torch.Generator().manual_seed(3)))
         assert not torch.equal(relabelled, positions)
         assert torch.equal(folding.representative(relabelled), expected)
 

@@ -73,13 +73,17 @@ class Folding(nn.Module):
         wrapped = self._orders * _wrap(deviation)
         return coordinates.index_copy(1, self._torsions, _wrap(wrapped))
 
-    def relabel(self, positions: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Positions (B, N, 3) under an allowed relabelling each, drawn at random; inner groups first."""
+    def draw(self, n_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """A relabelling of each group for each configuration, (n_groups, B) int64, drawn at random."""
+        device, n = self._torsions.device, (n_samples,)
+        drawn = [torch.randint(group.order, n, device=device, generator=generator) for group in reversed(self.groups)]
+        return torch.stack(drawn[::-1]) if drawn else torch.empty(0, n_samples, dtype=torch.long, device=device)
+
+    def relabel(self, positions: Tensor, powers: Tensor) -> Tensor:
+        """Positions (B, N, 3) under the relabellings (n_groups, B) of `draw`; inner groups first."""
         labels = self._labels(positions)
         for k in reversed(range(len(self.groups))):
-            order = self.groups[k].order
-            power = torch.randint(order, (len(positions),), device=positions.device, generator=generator)
-            labels = labels.gather(1, getattr(self, f"_powers{k}")[power])
+            labels = labels.gather(1, getattr(self, f"_powers{k}")[powers[k]])
         return _take(positions, labels) if self.groups else positions
 
     def representative(self, positions: Tensor) -> Tensor:

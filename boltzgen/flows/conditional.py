@@ -60,16 +60,19 @@ class TorsionsThenStiff(nn.Module):
         """What is conditioned on the torsions (n_torsions, B) sees of them: (2 n_torsions n_harmonics, B)."""
         return angle_rows(torsions / self._folds, self.n_harmonics)
 
-    def sample(
-        self, n_samples: int, context: Tensor, generator: torch.Generator | None, heat: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Torsions (n_torsions, B), stiff coordinates (n_stiff, B) and their log-density (B,).
+    def draw(
+        self, n_samples: int, like: Tensor, generator: torch.Generator | None, heat: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Base variables: uniform angles (n_torsions, B), and normal variables (n_stiff, B) of variance ``heat``."""
+        base = self.torsions.sample_base(n_samples, like, generator)
+        return base, self.stiff.sample_base(n_samples, like, generator, heat)
 
-        The variance of the base of the stiff coordinates is ``heat`` (B,), or one.
-        """
-        base = self.torsions.sample_base(n_samples, context, generator)
+    def place(
+        self, variables: tuple[Tensor, Tensor], context: Tensor, heat: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Torsions (n_torsions, B), stiff coordinates (n_stiff, B) and their log-density (B,), of base variables."""
+        base, z = variables
         torsions, log_det_torsions = self.torsions(base, context)
-        z = self.stiff.sample_base(n_samples, context, generator, heat)
         stiff, log_det_stiff = self.stiff(z, torch.cat([context, self.features(torsions)]))
         torsions, log_det_back = self.back(torsions, torch.cat([context, stiff]))
         log_q = self.torsions.log_base(base) + self.stiff.log_base(z, heat) - log_det_torsions - log_det_stiff

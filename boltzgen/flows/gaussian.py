@@ -11,6 +11,8 @@ from boltzgen.flows.networks import Conditioner, bounded_log_scale
 
 __all__ = ["ConditionalGaussian"]
 
+Level = tuple[Tensor, Tensor, Tensor]  # entries that can be used at once: their numbers, rows and columns
+
 
 class ConditionalGaussian(nn.Module):
     """Shift and triangular matrix from a context: ``base = A(context) (value - mean(context))``.
@@ -36,6 +38,15 @@ class ConditionalGaussian(nn.Module):
         self.n = n
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
+        levels = _levels(n, rows.tolist(), columns.tolist())
+        self.n_levels = len(levels)
+        for k, entries in enumerate(levels):
+            for name, value in (
+                ("entries", torch.tensor(entries)),
+                ("rows", rows[entries]),
+                ("columns", columns[entries]),
+            ):
+                self.register_buffer(f"_{name}{k}", value, persistent=False)
         self.network = Conditioner(n_context, n_hidden, 2 * n + len(rows))
 
     def _parameters_from(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,42 +60,50 @@ class ConditionalGaussian(nn.Module):
             deviation = values - mean
             base = log_scale.exp() * deviation
             return base.index_add(0, self.rows, below * deviation[self.columns]), log_scale.sum(0)
-        deviation = _SolveLower.apply(log_scale.exp(), below, values, self.rows, self.columns)
+        deviation = _SolveLower.apply(log_scale.exp(), below, values, self.rows, self.columns, self._levels())
         return mean + deviation, -log_scale.sum(0)
+
+    def _levels(self) -> list[Level]:
+        return [
+            (getattr(self, f"_entries{k}"), getattr(self, f"_rows{k}"), getattr(self, f"_columns{k}"))
+            for k in range(self.n_levels)
+        ]
 
 
 class _SolveLower(torch.autograd.Function):
-    """``x`` of ``A x = y`` for one sparse lower triangular matrix each in a batch, row by row.
+    """``x`` of ``A x = y`` for one sparse lower triangular matrix each in a batch, level by level.
 
     Time and memory go with the number of entries, where a dense solver needs the square of the size.
     """
 
     @staticmethod
-    def forward(ctx: Any, diagonal: Tensor, below: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        solution = right / diagonal
-        for row, entries in _entries(rows):
-            taken = (below[entries] * solution[columns[entries]]).sum(0)
-            solution[row] -= taken / diagonal[row]
-        ctx.save_for_backward(diagonal, below, solution, rows, columns)
+    def forward(
+        ctx: Any, diagonal: Tensor, below: Tensor, right: Tensor, rows: Tensor, columns: Tensor, levels: list[Level]
+    ) -> Tensor:
+        solution, steps = right / diagonal, -below / diagonal[rows]
+        for entries, to, of in levels:
+            solution = solution.index_add(0, to, steps[entries] * solution[of])
+        ctx.save_for_backward(diagonal, steps, solution, rows, columns)
+        ctx.levels = levels
         return solution
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        """The gradient to ``y`` solves the transposed system, from the last row up."""
-        diagonal, below, solution, rows, columns = ctx.saved_tensors
-        to_right = gradients[0].clone()
-        by_row = dict(_entries(rows))
-        for row in reversed(range(len(diagonal))):
-            to_right[row] /= diagonal[row]
-            if row in by_row:
-                entries = by_row[row]
-                to_right.index_add_(0, columns[entries], -below[entries] * to_right[row])
-        return -to_right * solution, -to_right[rows] * solution[columns], to_right, None, None
+        """The gradient to ``y`` solves the transposed system, from the last level up."""
+        diagonal, steps, solution, rows, columns = ctx.saved_tensors
+        to_right = gradients[0]
+        for entries, to, of in reversed(ctx.levels):
+            to_right = to_right.index_add(0, of, steps[entries] * to_right[to])
+        to_right = to_right / diagonal
+        return -to_right * solution, -to_right[rows] * solution[columns], to_right, None, None, None
 
 
-def _entries(rows: Tensor) -> list[tuple[int, Tensor]]:
-    """Rows that have entries, in order, and the numbers of their entries."""
-    found: dict[int, list[int]] = {}
-    for entry, row in enumerate(rows.tolist()):
-        found.setdefault(row, []).append(entry)
-    return [(row, torch.tensor(found[row], device=rows.device)) for row in sorted(found)]
+def _levels(n: int, rows: list[int], columns: list[int]) -> list[list[int]]:
+    """Entries whose rows need only rows of earlier levels, level by level."""
+    level, found = [0] * n, dict[int, list[int]]()
+    for row in range(n):
+        entries = [k for k, other in enumerate(rows) if other == row]
+        if entries:
+            level[row] = 1 + max(level[columns[k]] for k in entries)
+            found.setdefault(level[row], []).extend(entries)
+    return [found[k] for k in sorted(found)]

@@ -55,6 +55,7 @@ class HydrogenLayout(nn.Module):
     present_parameters: Tensor
     row_sum: Tensor
     columns: Tensor
+    entries: Tensor
     _folds: Tensor
     _slots: Tensor
     _from_flat: Tensor
@@ -139,6 +140,9 @@ class HydrogenLayout(nn.Module):
         self.register_buffer("present_parameters", torch.cat([present, present, both], dim=1), persistent=False)
         self.register_buffer("row_sum", row_sum, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
+        entries = torch.zeros(self.width, self.width, dtype=torch.long)
+        entries[rows, columns] = torch.arange(len(rows))
+        self.register_buffer("entries", entries, persistent=False)
 
     def _register_harmonic(self, seen: list[list[int]]) -> None:
         """Regression and factors of the groups in padded arrays; saved, for machines may round them differently."""

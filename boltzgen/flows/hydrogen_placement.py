@@ -103,7 +103,7 @@ class HydrogenFlow(nn.Module):
         torsions, stiff, log_q = self.flow.sample(self._seen(heavy), generator)
         coordinates, log_det = self.variables.to_coordinates(torsions.T, stiff.T, None)
         placed, log_volume = variables.place(heavy, self.folding.torsions(coordinates))
-        placed = self.folding.relabel(placed, generator)
+        placed = self.folding.relabel(placed, self.folding.draw(len(placed), generator))
         # Folding a torsion m times multiplies the density by m, the random label divides it by m.
         return torch.zeros_like(placed).scatter(1, labels, placed), log_q - log_det - log_volume
 

@@ -77,20 +77,33 @@ class LocalHydrogens(nn.Module):
     def sample(
         self, heavy: Tensor, generator: torch.Generator | None, heat: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """`place` of fresh base variables."""
+        return self.place(self.draw(heavy.shape[1], heavy, generator, heat), heavy, heat)
+
+    def draw(
+        self, n_samples: int, like: Tensor, generator: torch.Generator | None, heat: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Base variables: uniform angles (n_torsions, B), and normal variables (n_stiff, B) of variance ``heat``."""
+        uniform = torch.rand(self.n_torsions, n_samples, device=like.device, dtype=like.dtype, generator=generator)
+        z = torch.randn(self.n_stiff, n_samples, device=like.device, dtype=like.dtype, generator=generator)
+        return (2 * uniform - 1) * math.pi, z if heat is None else z * heat.sqrt()
+
+    def place(
+        self, base: tuple[Tensor, Tensor], heavy: Tensor, heat: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Torsions (n_torsions, B), stiff coordinates (n_stiff, B) and their log-density (B,), given heavy atoms.
 
         Parameters
         ----------
+        base : (Tensor, Tensor)
+            What `draw` gives.
         heavy : (n_context + n_features, B) tensor
             Context, features of the heavy torsions, and stiff heavy-atom coordinates.
         heat : (B,) tensor, optional
             Variance of the base of the stiff coordinates; one if absent.
         """
-        n_samples = heavy.shape[1]
-        uniform = torch.rand(self.n_torsions, n_samples, device=heavy.device, dtype=heavy.dtype, generator=generator)
-        z = torch.randn(self.n_stiff, n_samples, device=heavy.device, dtype=heavy.dtype, generator=generator)
-        z = z if heat is None else z * heat.sqrt()
-        torsions, stiff, log_det = self((2 * uniform - 1) * math.pi, z, heavy)
+        uniform, z = base
+        torsions, stiff, log_det = self(uniform, z, heavy)
         return torsions, stiff, log_normal(z, heat) - self.n_torsions * math.log(2 * math.pi) - log_det
 
     def forward(self, base: Tensor, z: Tensor, heavy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,7 +156,7 @@ class LocalHydrogens(nn.Module):
         """Stiff coordinates (n, width, B) of some groups from base variables, and log |det| without the factors."""
         hidden, mean, log_scale, below = self._conditioned(seen, groups)
         values, log_det = self._couple(z, hidden, groups)
-        values = mean + _solve(log_scale, below, values)
+        values = mean + _solve(log_scale, below, values, self.layout.entries)
         values = torch.bmm(self.layout.factor[groups], values) + torch.bmm(self.layout.regression[groups], seen)
         return values, log_det - log_scale.sum((0, 1))
 
@@ -177,12 +190,25 @@ class LocalHydrogens(nn.Module):
         return torch.cat(halves, dim=1), -log_det if inverse else log_det
 
 
-def _solve(log_scale: Tensor, below: Tensor, right: Tensor) -> Tensor:
-    """Solutions (n, width, B) of small lower triangular systems, one for each group and sample."""
-    solution: list[Tensor] = []
-    for row in range(right.shape[1]):
-        value, start = right[:, row], row * (row - 1) // 2
-        if row:
-            value = value - (below[:, start : start + row] * torch.stack(solution, dim=1)).sum(1)
-        solution.append(value * torch.exp(-log_scale[:, row]))
-    return torch.stack(solution, dim=1)
+def _solve(log_scale: Tensor, below: Tensor, right: Tensor, entries: Tensor) -> Tensor:
+    """Solutions (n, width, B) of small lower triangular systems, one for each group and sample.
+
+    Parameters
+    ----------
+    log_scale : (n, width, B) tensor
+        Logarithms of the diagonal.
+    below : (n, n_entries, B) tensor
+        The entries below the diagonal.
+    right : (n, width, B) tensor
+    entries : (width, width) int tensor
+        The number of each entry.
+    """
+    inverse = torch.exp(-log_scale)
+    solution = right * inverse
+    if not below.shape[1]:
+        return solution
+    steps = -below[:, entries] * inverse.unsqueeze(2)
+    for column in range(right.shape[1] - 1):
+        rest = solution[:, column + 1 :] + steps[:, column + 1 :, column] * solution[:, column : column + 1]
+        solution = torch.cat([solution[:, : column + 1], rest], dim=1)
+    return solution

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from boltzgen.flows.conditional import TorsionsThenStiff
 from boltzgen.flows.hydrogen_groups import find_groups
 from boltzgen.flows.hydrogens import LocalHydrogens
 
-__all__ = ["GeneratorConfig", "MolecularFlow"]
+__all__ = ["Base", "GeneratorConfig", "MolecularFlow"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,24 @@ def _grown(width: int, n: int, small: int) -> int:
     return 16 * round(width / 16 * math.sqrt(max(n / small, 1)))
 
 
+class Base(NamedTuple):
+    """Random numbers of B configurations, the batch last.
+
+    Attributes
+    ----------
+    torsions, stiff, hydrogen_torsions, hydrogen_stiff : (D, B) tensors
+        Uniform angles, and normal variables.
+    labels : (n_groups, B) int tensor
+        The relabelling of each symmetric group.
+    """
+
+    torsions: Tensor
+    stiff: Tensor
+    hydrogen_torsions: Tensor
+    hydrogen_stiff: Tensor
+    labels: Tensor
+
+
 class MolecularFlow(nn.Module):
     """Exact all-atom density ``q(heavy torsions) q(heavy stiff | .) q(hydrogens | heavy)`` on positions.
 
@@ -177,9 +196,25 @@ class MolecularFlow(nn.Module):
         ValueError
             If a heat is given to a flow that has no temperature range.
         """
-        coordinates, log_q = self.sample_internal(n_samples, generator, heat)
+        return self.place(self.draw(n_samples, generator, heat), heat)
+
+    def draw(
+        self, n_samples: int, generator: torch.Generator | None = None, heat: Tensor | float | None = None
+    ) -> Base:
+        """The random numbers that `place` makes configurations of, the batch last."""
+        like = self.bounded.centre
+        _, heat = self._temperature(n_samples, heat)
+        return Base(
+            *self.heavy.draw(n_samples, like, generator, heat),
+            *self.hydrogens.draw(n_samples, like, generator, heat),
+            self.folding.draw(n_samples, generator),
+        )
+
+    def place(self, base: Base, heat: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
+        """Positions (B, N, 3) in nm, and their log-density (B,), of what `draw` gives: no random numbers in here."""
+        coordinates, log_q = self.place_internal(base, heat)
         positions, log_det = self.internal.to_cartesian(coordinates)
-        return self.folding.relabel(positions, generator), log_q - log_det - self.folding.log_order
+        return self.folding.relabel(positions, base.labels), log_q - log_det - self.folding.log_order
 
     def log_prob(self, positions: Tensor, heat: Tensor | float | None = None) -> Tensor:
         """Log-density (B,) of positions (B, N, 3) in nm; -inf outside the domain."""
@@ -191,10 +226,15 @@ class MolecularFlow(nn.Module):
         self, n_samples: int, generator: torch.Generator | None = None, heat: Tensor | float | None = None
     ) -> tuple[Tensor, Tensor]:
         """Internal coordinates (B, 3N-6) of representatives, and their log-density (B,)."""
-        context, heat = self._temperature(n_samples, heat)
-        torsions, z, log_q = self.heavy.sample(n_samples, context, generator, heat)
+        return self.place_internal(self.draw(n_samples, generator, heat), heat)
+
+    def place_internal(self, base: Base, heat: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
+        """`sample_internal` of what `draw` gives."""
+        context, heat = self._temperature(base.stiff.shape[1], heat)
+        torsions, z, log_q = self.heavy.place((base.torsions, base.stiff), context, heat)
         given = self._given_to_hydrogens(torsions, z, context)
-        more_torsions, more_stiff, log_q_hydrogens = self.hydrogens.sample(given, generator, heat)
+        of_hydrogens = (base.hydrogen_torsions, base.hydrogen_stiff)
+        more_torsions, more_stiff, log_q_hydrogens = self.hydrogens.place(of_hydrogens, given, heat)
         stiff, log_det = self.bounded(torch.cat([z, more_stiff]).T)
         variables = [torch.cat([torsions, more_torsions]).T, stiff, self.constrained.values(stiff)]
         coordinates = torch.cat(variables, dim=-1)[:, self._scatter]

@@ -54,8 +54,9 @@ def circular_spline(angle: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
 def circular_spline_inverse(angle: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse of `circular_spline`; ``log_derivative`` is that of the inverse map (Durkan et al., equations 6 to 8)."""
     moved, log_derivative = _spline(parameters).inv.call_and_ladj(wrap(angle - parameters[:, -1]))
-    if angle.dtype == torch.float32 and bool(torch.isnan(moved).any()):
-        # Rounding makes a discriminant negative in one of 1e6 very uneven bins (parameters of 4 and more).
+    if angle.dtype == torch.float32 and not torch.compiler.is_compiling() and bool(torch.isnan(moved).any()):
+        # Rounding makes a discriminant negative in one of 1e6 very uneven bins (parameters of 4 and more). Compiled
+        # code cannot look; who compiles, looks at the result: see `boltzgen.flows.compilation`.
         moved, log_derivative = circular_spline_inverse(angle.double(), parameters.double())
         return moved.to(angle), log_derivative.to(angle)
     return wrap(moved), log_derivative

@@ -6,6 +6,7 @@ optimiser, random numbers, buffer, counters, history) can be written down betwee
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ from openmm import unit
 from torch import Tensor, nn
 
 from boltzgen.errors import CheckpointError
-from boltzgen.flows.compilation import compiled_log_prob
+from boltzgen.flows.compilation import CompiledFlow
 from boltzgen.losses import data_free_loss, path_log_prob
 from boltzgen.losses.controlled import ControlledForwardKL
 from boltzgen.training.batches import Batch, RecentBatches
@@ -71,8 +72,8 @@ class Training:
         Parts of a batch, each with random numbers of its own; as many as there are processes if absent. Results depend
         on the number of shards, and up to rounding not on how many processes share them.
     compile : "auto", True or False
-        Whether the density goes through torch.compile: "auto" does so in trainings of ten million evaluations and more.
-        Where it cannot run, the density stays eager and the log says why.
+        Whether density and samples go through torch.compile: "auto" does so in trainings of ten million evaluations and
+        more. Where it cannot run, they stay eager and the log says why.
     on_record : callable, optional
         Called with each record and this training.
     on_checkpoint : callable, optional
@@ -118,7 +119,7 @@ class Training:
         self.on_checkpoint = on_checkpoint
         self.checkpoint_seconds = checkpoint_seconds
         self.compile = self.evaluations >= COMPILE_FROM if compile == "auto" else bool(compile)
-        self._density: Callable[[Tensor], Tensor] | None = None
+        self._compiled: CompiledFlow | None = None
         self.history = History()
         self.step = 0  # over all stages
         self.seconds = 0.0
@@ -191,7 +192,8 @@ class Training:
                 break
             stage, within = self.locate(self.step)
             heat = self._heat_of(stage, within)
-            loss = self._one_step(stage, within, heat)
+            with contextlib.nullcontext() if self._compiled is None else self._compiled.suited_threads():
+                loss = self._one_step(stage, within, heat)
             self.step += 1
             self.seconds = time.monotonic() - started
             if self.step % self.record_every == 0 or self.step == self.n_steps:
@@ -279,26 +281,37 @@ class Training:
         Of all shards and processes: those of other processes without gradient.
         """
         flow, loss = self.generator.flow, self.losses[stage.loss]
-        with torch.set_grad_enabled(not loss.detached):
-            shares = self._shares_of(stage.n_fresh(self.batch_size))
-            parts = [flow.sample_and_log_prob(size, stream, **options) for size, stream in shares]
-            positions = torch.cat([part for part, _ in parts])
-            reduced = self.generator.reduced_energy(positions, kT)
-        if loss.detached or loss.samples == "path":
-            at_fixed = self._log_prob(positions.detach(), options)
-            log_q = at_fixed if loss.detached else path_log_prob(torch.cat([q for _, q in parts]), at_fixed)
+        shares = self._shares_of(stage.n_fresh(self.batch_size))
+        if loss.detached:
+            with torch.no_grad():
+                positions = torch.cat([self._sample(size, stream, options) for size, stream in shares])
+                reduced = self.generator.reduced_energy(positions, kT)
+            log_q = self._log_prob(positions, options)
         else:
-            log_q = torch.cat([q for _, q in parts])
+            parts = [flow.sample_and_log_prob(size, stream, **options) for size, stream in shares]
+            positions, log_q = (torch.cat(column) for column in zip(*parts, strict=True))
+            reduced = self.generator.reduced_energy(positions, kT)
+            if loss.samples == "path":
+                log_q = path_log_prob(log_q, self._log_prob(positions.detach(), options))
         gather = self.processes.gather
         return gather(positions.detach()), gather(log_q), gather(reduced)
 
+    def _sample(self, n_samples: int, stream: torch.Generator, options: dict[str, float]) -> Tensor:
+        """Positions without gradient, compiled if that was decided; with a temperature, which changes, eager."""
+        if options or not self.compile:
+            return self.generator.flow.sample_and_log_prob(n_samples, stream, **options)[0]
+        return self._compiled_flow(n_samples).sample(n_samples, stream)
+
     def _log_prob(self, positions: Tensor, options: dict[str, float]) -> Tensor:
-        """Log q at fixed positions, compiled if that was decided; with a temperature, which changes, eager."""
+        """Log q at fixed positions, compiled or eager as `_sample` is."""
         if options or not self.compile:
             return self.generator.flow.log_prob(positions, **options)
-        if self._density is None:
-            self._density, _ = compiled_log_prob(self.generator.flow, len(positions))
-        return self._density(positions)
+        return self._compiled_flow(len(positions)).log_prob(positions)
+
+    def _compiled_flow(self, batch_size: int) -> CompiledFlow:
+        if self._compiled is None:
+            self._compiled = CompiledFlow(self.generator.flow, batch_size)
+        return self._compiled
 
     def _replayed(self, stage: Stage, kT: float, options: dict[str, float]) -> tuple[Tensor, Tensor, Tensor] | None:
         """Configurations of the buffer, with log q under the present parameters; None if there are none to use."""
