@@ -63,6 +63,27 @@ def test_l2_plus_keeps_both_wells_and_weights_give_their_proportion():
     assert ensemble.log_z.value == pytest.approx(generator.potential.log_z, abs=0.02)
 
 
+class Overflowing(GaussianFlow):
+    """Rounding loses some samples: their latent variables overflow."""
+
+    def log_prob(self, positions):
+        z = (positions[:, 0] - self.mean) * torch.exp(-self.log_scale)
+        return self._log_normal(torch.where(positions[:, 0] > 0.8, z * torch.inf, z))
+
+
+def test_a_sample_without_a_density_costs_no_step():
+    """The gradient of its infinite log q is NaN, and must not reach the others."""
+    generator = BoltzmannGenerator(Overflowing(), Harmonic(4.0), kT=1.0, seed=0)
+    samples, _ = generator.flow.sample_and_log_prob(256, torch.Generator().manual_seed(0))
+    log_q = generator.flow.log_prob(samples.detach())
+    assert 0 < int(torch.isinf(log_q).sum()) < 192
+    training = Training(generator, [Stage("refinement", "l2+", 5)], batch_size=256)
+    before = generator.flow.mean.detach().clone()
+    training.run()
+    assert training.skipped == 0
+    assert not torch.equal(generator.flow.mean, before)
+
+
 def test_anneal_counts_its_evaluations():
     generator = harmonic_generator()
     history = anneal(generator, t_start=4.0, budget=20_000, batch_size=100, record_every=5)

@@ -303,10 +303,17 @@ class Training:
         return self._compiled_flow(n_samples).sample(n_samples, stream)
 
     def _log_prob(self, positions: Tensor, options: dict[str, float]) -> Tensor:
-        """Log q at fixed positions, compiled or eager as `_sample` is."""
+        """Log q at fixed positions, compiled or eager as `_sample` is; without gradient where it is not finite."""
+        density = self.generator.flow.log_prob
         if options or not self.compile:
-            return self.generator.flow.log_prob(positions, **options)
-        return self._compiled_flow(len(positions)).log_prob(positions)
+            log_q = density(positions, **options)
+        else:
+            log_q = self._compiled_flow(len(positions)).log_prob(positions)
+        finite = torch.isfinite(log_q)
+        if bool(finite.all()):
+            return log_q
+        # The gradient of an infinity is NaN even where the loss leaves it out.
+        return log_q.detach().index_put((finite,), density(positions[finite], **options))
 
     def _compiled_flow(self, batch_size: int) -> CompiledFlow:
         if self._compiled is None:
