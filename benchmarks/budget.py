@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import time
 from dataclasses import replace
 from datetime import date
@@ -28,12 +27,10 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import openmm
-import torch
 from ablation import BASELINE, BASIN, PDB, ROOT
 from tables import Table
+from targets import versions
 
-from boltzgen import __version__
 from boltzgen.collective_variables import parse_basin
 from boltzgen.diagnostics import effective_sample_fraction
 from boltzgen.generator import BoltzmannGenerator
@@ -111,16 +108,6 @@ def temper(seed: int, evaluations: float) -> list[dict[str, Any]]:
         curve.append({"evaluations": last * per_step * SAVE_EVERY, "delta_f_kT": found})
     print(TEMPERING, seed, curve[-1], f"{time.monotonic() - begin:.0f} s", flush=True)
     return curve
-
-
-def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
-    return {
-        "boltzgen": __version__,
-        "torch": torch.__version__,
-        "openmm": openmm.version.version,
-        "python": platform.python_version(),
-    }
 
 
 def median_and_range(curves: list[list[dict[str, Any]]], truth: float) -> np.ndarray:

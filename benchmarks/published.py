@@ -13,21 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import time
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openmm
 import torch
-from targets import TARGETS
+from targets import BINS, TARGETS, torsion_pairs, versions
 
-from boltzgen import __version__
 from boltzgen.diagnostics import effective_sample_fraction, pareto_k
 from boltzgen.generator import BoltzmannGenerator
-from boltzgen.molecule import Molecule
 from boltzgen.output_files import write_json
 from boltzgen.run.checkpoints import load_checkpoint, save_checkpoint
 from boltzgen.sampling import torsion_angles
@@ -36,7 +32,6 @@ from boltzgen.training import BATCH_SIZE, Stage, Training, annealing_stages, ref
 ROOT = Path(__file__).resolve().parent.parent
 CLIPPED = 1e-4
 CHUNK = 50_000
-BINS = 100
 log = logging.getLogger("published")
 
 
@@ -105,22 +100,6 @@ def report(record: dict[str, Any], training: Training) -> None:
             record["energy_evaluations"],
             record["seconds"],
         )
-
-
-def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
-    return {
-        "boltzgen": __version__,
-        "torch": torch.__version__,
-        "openmm": openmm.version.version,
-        "python": platform.python_version(),
-    }
-
-
-def torsion_pairs(molecule: Molecule) -> dict[str, tuple[Any, Any]]:
-    """(phi, psi) atoms by residue."""
-    names = [name for name in molecule.torsions if name.startswith("phi")]
-    return {name.replace("phi", "").strip("[]") or "1": (name, name.replace("phi", "psi")) for name in names}
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
+import openmm
+import torch
 from openmm import app, unit
 from openmmtools import testsystems
 
+from boltzgen import __version__
 from boltzgen.molecule import Molecule
 
-__all__ = ["TARGETS"]
+__all__ = ["BINS", "TARGETS", "torsion_pairs", "versions"]
 
+BINS = 100  # of each torsion, in published Ramachandran histograms
 SYSTEMS = Path(__file__).resolve().parent.parent / "systems"
 
 
@@ -45,3 +50,19 @@ TARGETS: dict[str, Callable[[], Molecule]] = {
     "tetrapeptide-ff99sb": tetrapeptide_ff99sb,
     "tetrapeptide-charmm36m": tetrapeptide_charmm36m,
 }
+
+
+def torsion_pairs(molecule: Molecule) -> dict[str, tuple[str, str]]:
+    """Names of phi and psi by residue."""
+    names = [name for name in molecule.torsions if name.startswith("phi")]
+    return {name.replace("phi", "").strip("[]") or "1": (name, name.replace("phi", "psi")) for name in names}
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    return {
+        "boltzgen": __version__,
+        "torch": torch.__version__,
+        "openmm": openmm.version.version,
+        "python": platform.python_version(),
+    }
