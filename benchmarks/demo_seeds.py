@@ -16,9 +16,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from overlaps import overlaps
 
-from boltzgen.diagnostics import coverage, forward_ess_fraction
-from boltzgen.free_energy.acceptance_ratio import log_z_bar
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.sampling import shipped_reference
 
@@ -48,13 +47,10 @@ def against_reference(folder: Path) -> dict[str, float]:
     assert reference is not None, "no shipped reference for this System: run benchmarks/reference.py first"
     with np.load(FRAMES) as stored:
         positions, weights = stored["positions"].astype(np.float64), np.exp(stored["log_weights"])
-    inside = generator.contains(positions)
-    energies = generator.energies(positions)
-    log_weights = generator.log_weights_of(positions, energies)
     with np.load(folder / "weights.npz") as stored:
-        log_z = log_z_bar(stored["log_weights"], log_weights[inside], weights[inside])
+        generated = stored["log_weights"]
     minor = np.asarray(parse_basin(BASIN, generator.molecule).contains(positions))
-    covered = {name: coverage(log_z - log_weights, rows, weights) for name, rows in (("C7ax", minor), ("rest", ~minor))}
+    overlap = overlaps(generator, positions, weights, generated, {"C7ax": minor, "rest": ~minor})
     found, truth = result["free_energies"]["C7ax"], reference.free_energies["C7ax"]
     return {
         "ess": result["ess_fraction"],
@@ -62,10 +58,7 @@ def against_reference(folder: Path) -> dict[str, float]:
         "delta_f_kT": found["delta_f_kT"],
         "half_width_kT": 0.5 * (found["delta_f_kT_high"] - found["delta_f_kT_low"]),
         "error_kT": found["delta_f_kT"] - truth["delta_f_kT"],
-        "coverage_C7ax": covered["C7ax"].coverage,
-        "coverage_rest": covered["rest"].coverage,
-        "forward_ess": forward_ess_fraction(log_weights, weights, log_z),
-        "share_outside_domain": float(weights[~inside].sum() / weights.sum()),
+        **overlap,
         "evaluations": result["energy_evaluations"],
         "force_evaluations": result["force_evaluations"],
         "seconds": result["wall_seconds"],

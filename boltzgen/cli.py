@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from boltzgen import __version__
 from boltzgen.errors import BoltzgenError
+from boltzgen.reproduce.command import add_options, run_command
 
 __all__ = ["main"]
 
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters is no reason to lose a result
     logging.basicConfig(format="boltzgen: %(message)s", level=logging.WARNING)
-    return _run(options, words)
+    return _reproduce(options, words) if options.command == "reproduce" else _run(options, words)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,7 +135,42 @@ def _parser() -> argparse.ArgumentParser:
         help="drawn with exact density, or placed at their energy minimum h(x_C): the target is then "
         "exp(-U(h(x_C))/kT) on the heavy atoms x_C alone, not the Boltzmann distribution of the molecule",
     )
+    again = commands.add_parser(
+        "reproduce",
+        help="run the experiments of the paper again, and say which of its claims hold",
+        description="Run an experiment of Felardos, Hénin, Charpiat (2022) again: a table of what the paper says "
+        "beside what is found here, with its figure.",
+    )
+    add_options(again, _seed)
     return parser
+
+
+def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    from boltzgen.errors import CheckpointError, OutputError
+    from boltzgen.interrupts import RunInterrupted
+
+    try:
+        run_command(options, words, _say, lambda line: print(line, file=sys.stderr, flush=True))
+        return OK
+    except (CheckpointError, OutputError) as error:
+        _complain(f"{_one_line(error)} (choose another folder with --out)")
+        return WRONG_INPUT
+    except BoltzgenError as error:
+        _complain(_one_line(error))
+        return FAILED
+    except RunInterrupted as stop:
+        _complain("interrupted; the checkpoint is written. Go on with the same command", kind="")
+        return 128 + stop.signal_number
+    except KeyboardInterrupt as stop:
+        _complain("stopped; what is finished is kept. Go on with the same command", kind="")
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+    except Exception:
+        traceback.print_exc()
+        _complain("this is a defect of boltzgen: please report it with the lines above")
+        return FAILED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _run(arguments: argparse.Namespace, words: list[str]) -> int:

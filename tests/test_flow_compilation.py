@@ -116,7 +116,7 @@ def test_a_training_compiles_when_told_to_and_when_it_is_long(monkeypatch):
             self.sample = lambda n, stream: flow.sample_and_log_prob(n, stream)[0]
             self.suited_threads = contextlib.nullcontext
 
-    monkeypatch.setattr("boltzgen.training.loop.CompiledFlow", Eager)
+    monkeypatch.setattr("boltzgen.training.drawing.CompiledFlow", Eager)
     short, long = [Stage("a", "l2+", 3)], [Stage("a", "l2+", 10**6)]
     Training(harmonic_generator(), short, batch_size=64).run()
     assert made == []

@@ -6,7 +6,6 @@ optimiser, random numbers, buffer, counters, history) can be written down betwee
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -20,15 +19,16 @@ from openmm import unit
 from torch import Tensor, nn
 
 from boltzgen.errors import CheckpointError
-from boltzgen.flows.compilation import CompiledFlow
-from boltzgen.losses import data_free_loss, path_log_prob
+from boltzgen.losses import data_free_loss
 from boltzgen.losses.controlled import ControlledForwardKL
 from boltzgen.training.batches import Batch, RecentBatches
 from boltzgen.training.cooling import Cooling
+from boltzgen.training.drawing import Drawing
 from boltzgen.training.history import Event, History
 from boltzgen.training.processes import Processes, SharingError, is_torchrun
 from boltzgen.training.replay import ReplayBuffer
 from boltzgen.training.safeguard import Safeguard
+from boltzgen.training.shards import Shards
 from boltzgen.training.stages import BATCH_SIZE, Stage
 from boltzgen.training.watch import BasinWatch
 
@@ -119,7 +119,6 @@ class Training:
         self.on_checkpoint = on_checkpoint
         self.checkpoint_seconds = checkpoint_seconds
         self.compile = self.evaluations >= COMPILE_FROM if compile == "auto" else bool(compile)
-        self._compiled: CompiledFlow | None = None
         self.history = History()
         self.step = 0  # over all stages
         self.seconds = 0.0
@@ -127,12 +126,14 @@ class Training:
         self.processes = Processes()
         if self.processes.size == 1 and is_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
             log.warning("every process trains on its own: call boltzgen.training.start_processes() first")
-        self.shards = shards or self.processes.size
-        self._streams = self._random_streams()
+        self._shards = Shards(generator, self.processes, shards)
+        self._shards.check(stages, batch_size)
+        self._drawing = Drawing(generator, self.losses, self._shards, self.buffer, batch_size, self.compile)
         self._parameters = list(generator.flow.parameters())
         self.processes.same_start(self._parameters)
         self.objectives = {name: loss.start(self._parameters) for name, loss in self.losses.items()}
-        self._check_shares()
+        if self.processes.size > 1 and any(isinstance(m, ControlledForwardKL) for m in self._loss_modules().values()):
+            raise SharingError("the loss 'controlled-forward-kl' follows gradients of single samples: use one process")
         self.optimizer = torch.optim.Adam(self._parameters, lr=stages[0].learning_rate_start)
         learned = [p for module in self._loss_modules().values() for p in module.parameters()]
         if learned:
@@ -192,7 +193,7 @@ class Training:
                 break
             stage, within = self.locate(self.step)
             heat = self._heat_of(stage, within)
-            with contextlib.nullcontext() if self._compiled is None else self._compiled.suited_threads():
+            with self._drawing.suited_threads():
                 loss = self._one_step(stage, within, heat)
             self.step += 1
             self.seconds = time.monotonic() - started
@@ -252,8 +253,8 @@ class Training:
         rate = stage.learning_rate(within) * self._safeguard.rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("rate", 1.0)
-        replayed = self._replayed(stage, kT, options)
-        positions, log_q, reduced = self._fresh(stage, kT, options)
+        replayed = self._drawing.replayed(stage, kT, options)
+        positions, log_q, reduced = self._drawing.fresh(stage, kT, options)
         if heat == stage_heat:
             self._remember(positions, log_q, reduced, kT)
         valid = torch.isfinite(reduced) & torch.isfinite(log_q)
@@ -274,64 +275,6 @@ class Training:
         loss = objective(log_p, log_q) if replayed is None else objective(log_p, log_q, n_fresh=n_fresh)
         self._descend(loss)
         return float(loss.detach())
-
-    def _fresh(self, stage: Stage, kT: float, options: dict[str, float]) -> tuple[Tensor, Tensor, Tensor]:
-        """New samples (B, ...) without gradient; their log q and reduced energies, differentiable as the loss needs it.
-
-        Of all shards and processes: those of other processes without gradient.
-        """
-        flow, loss = self.generator.flow, self.losses[stage.loss]
-        shares = self._shares_of(stage.n_fresh(self.batch_size))
-        if loss.detached:
-            with torch.no_grad():
-                positions = torch.cat([self._sample(size, stream, options) for size, stream in shares])
-                reduced = self.generator.reduced_energy(positions, kT)
-            log_q = self._log_prob(positions, options)
-        else:
-            parts = [flow.sample_and_log_prob(size, stream, **options) for size, stream in shares]
-            positions, log_q = (torch.cat(column) for column in zip(*parts, strict=True))
-            reduced = self.generator.reduced_energy(positions, kT)
-            if loss.samples == "path":
-                log_q = path_log_prob(log_q, self._log_prob(positions.detach(), options))
-        gather = self.processes.gather
-        return gather(positions.detach()), gather(log_q), gather(reduced)
-
-    def _sample(self, n_samples: int, stream: torch.Generator, options: dict[str, float]) -> Tensor:
-        """Positions without gradient, compiled if that was decided; with a temperature, which changes, eager."""
-        if options or not self.compile:
-            return self.generator.flow.sample_and_log_prob(n_samples, stream, **options)[0]
-        return self._compiled_flow(n_samples).sample(n_samples, stream)
-
-    def _log_prob(self, positions: Tensor, options: dict[str, float]) -> Tensor:
-        """Log q at fixed positions, compiled or eager as `_sample` is; without gradient where it is not finite."""
-        density = self.generator.flow.log_prob
-        if options or not self.compile:
-            log_q = density(positions, **options)
-        else:
-            log_q = self._compiled_flow(len(positions)).log_prob(positions)
-        finite = torch.isfinite(log_q)
-        if bool(finite.all()):
-            return log_q
-        # The gradient of an infinity is NaN even where the loss leaves it out.
-        return log_q.detach().index_put((finite,), density(positions[finite], **options))
-
-    def _compiled_flow(self, batch_size: int) -> CompiledFlow:
-        if self._compiled is None:
-            self._compiled = CompiledFlow(self.generator.flow, batch_size)
-        return self._compiled
-
-    def _replayed(self, stage: Stage, kT: float, options: dict[str, float]) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Configurations of the buffer, with log q under the present parameters; None if there are none to use."""
-        n = self.batch_size - stage.n_fresh(self.batch_size)
-        if not n or not len(self.buffer):
-            return None
-        parts = [self.buffer.draw(size, kT, stream) for size, stream in self._shares_of(n)]
-        positions, reduced = (torch.cat(column) for column in zip(*parts, strict=True))
-        log_q = self._log_prob(positions, options)
-        gather = self.processes.gather
-        positions, log_q, reduced = gather(positions), gather(log_q), gather(reduced)
-        defined = torch.isfinite(log_q)  # the flow may have moved away
-        return positions[defined], log_q[defined], reduced[defined]
 
     def _remember(self, positions: Tensor, log_q: Tensor, reduced: Tensor, kT: float) -> None:
         """Keep a batch, for monitoring and for stages that use it again."""
@@ -387,35 +330,6 @@ class Training:
         share = float(torch.rand((), generator=stream))
         return float(heat * (self._hottest / heat) ** share)
 
-    def _random_streams(self) -> dict[int, torch.Generator]:
-        """The random numbers of each shard that is drawn here: the generator's own for the first."""
-        if self.shards % self.processes.size:
-            raise SharingError(f"{self.shards} shards cannot be shared evenly by {self.processes.size} processes")
-        own, generator = self.shards // self.processes.size, self.generator
-        seeds = [0]
-        if self.shards > 1:
-            seeds = torch.randint(2**62, (self.shards,), generator=generator.rng, device=generator.device).tolist()
-        return {
-            shard: generator.rng if shard == 0 else torch.Generator(generator.device).manual_seed(seeds[shard])
-            for shard in range(self.processes.rank * own, (self.processes.rank + 1) * own)
-        }
-
-    def _check_shares(self) -> None:
-        """Processes exchange tensors of one shape, and know the losses of their own samples only."""
-        if self.processes.size > 1 and any(isinstance(m, ControlledForwardKL) for m in self._loss_modules().values()):
-            raise SharingError("the loss 'controlled-forward-kl' follows gradients of single samples: use one process")
-        for stage in self.stages:
-            n = stage.n_fresh(self.batch_size)
-            if self.processes.size > 1 and (n % self.shards or (self.batch_size - n) % self.shards):
-                raise SharingError(
-                    f"stage {stage.name!r}: {n} fresh and {self.batch_size - n} replayed configurations cannot be "
-                    f"shared evenly by {self.shards} shards: use another number of processes"
-                )
-
-    def _shares_of(self, n: int) -> list[tuple[int, torch.Generator]]:
-        """How many of n configurations each shard of this process draws, and from which random numbers."""
-        return [(n // self.shards + (shard < n % self.shards), stream) for shard, stream in self._streams.items()]
-
     def _update_average(self) -> None:
         decay = min(AVERAGING, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self._parameters], 1 - decay)
@@ -462,7 +376,7 @@ class Training:
             "flow": self.generator.flow.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
-            "streams": self._stream_states(),
+            "streams": self._shards.states(),
             "history": self.history.records,
             "events": self.history.events_state(),
             "recent": self._recent.state(),
@@ -487,16 +401,12 @@ class Training:
         return {
             "stages": [asdict(stage) for stage in self.stages],
             "batch_size": self.batch_size,
-            "shards": self.shards,
+            "shards": self._shards.number,
             "capacity": self.buffer.capacity,
             "sharpness": self.buffer.sharpness,
             "basins": list(self.basins),
             "compile": self.compile,
         }
-
-    def _stream_states(self) -> Tensor:
-        """States (shards, n) of the random numbers of all shards."""
-        return self.processes.gather(torch.stack([stream.get_state() for stream in self._streams.values()]))
 
     def _total_counts(self) -> dict[str, int]:
         """Evaluations of all processes."""
@@ -529,8 +439,7 @@ class Training:
         for tensor, saved in zip(self.average, state["average"], strict=True):
             tensor.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
-        for shard, stream in self._streams.items():
-            stream.set_state(state["streams"][shard].cpu())
+        self._shards.load(state["streams"])
         self.history.load(state["history"], state["events"])
         self.skipped = state["skipped"]
         for name, module in self._loss_modules().items():

@@ -1,0 +1,230 @@
+"""A refinement as a curve: measured now and then, interrupted at any step, and gone on with from its checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from boltzgen import __version__
+from boltzgen.errors import CheckpointError
+from boltzgen.generator import BoltzmannGenerator
+from boltzgen.interrupts import Interrupts, RunInterrupted
+from boltzgen.output_files import write_bytes
+from boltzgen.progress import Progress
+from boltzgen.run.checkpoints import FORMAT, FORMAT_VERSION, load_checkpoint
+from boltzgen.training import Stage, Training, TrainingDivergedError
+
+__all__ = ["Curve", "Refinement", "kept_flow", "refine"]
+
+LONG = 5000  # steps, of refinements that also tell their progress while they run
+MEASURED = "measured"  # key of the records
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How a pre-trained flow is refined.
+
+    Attributes
+    ----------
+    loss : str
+        A key of `boltzgen.losses.LOSSES`.
+    n_steps, batch_size : int
+    learning_rate : float
+        Of Adam, constant.
+    measure_every : int
+        Steps.
+    """
+
+    loss: str
+    n_steps: int
+    batch_size: int
+    learning_rate: float
+    measure_every: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was measured during a refinement.
+
+    Attributes
+    ----------
+    steps : list of int
+        From zero, before the first step.
+    values : {name: list of float}
+        As long as `steps`.
+    seconds : float
+        Of the refinement, with its measurements.
+    skipped : int
+        Steps that were left out or taken back because a gradient was not finite or far beyond the usual.
+    failed : str, optional
+        Why it ended early.
+    """
+
+    steps: list[int]
+    values: dict[str, list[float]]
+    seconds: float
+    skipped: int = 0
+    failed: str | None = None
+
+    def late(self, name: str, share: float = 0.25) -> float:
+        """Mean over the last part of the curve; NaN if the refinement failed."""
+        if self.failed is not None:
+            return math.nan
+        first = (1 - share) * self.steps[-1]
+        last = [value for step, value in zip(self.steps, self.values[name], strict=True) if step >= first]
+        return sum(last) / len(last)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def refine(
+    start: BoltzmannGenerator,
+    refinement: Refinement,
+    measure: Callable[[BoltzmannGenerator], Mapping[str, float]],
+    *,
+    checkpoint: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
+    observable: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> tuple[Curve, BoltzmannGenerator]:
+    """Refine a copy of a generator, or go on with that from a checkpoint.
+
+    Measured are the weights as they are at a step, as in the paper, not their running average; the generator that is
+    returned has those of the last step.
+
+    Parameters
+    ----------
+    start : BoltzmannGenerator
+        Stays as it is.
+    refinement : Refinement
+    measure : callable
+        Figures by name. It must leave the random numbers of the generator alone, or curves would depend on how often
+        they are measured.
+    checkpoint : Path, optional
+        Read if it exists, written every minute, when interrupted and in the end.
+    identity : {name: number or string}
+        What a checkpoint must share, beside the refinement and the version.
+    observable : callable, optional
+        The function f of the loss "estimator-variance".
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is damaged, or of another identity.
+    RunInterrupted
+        After Ctrl-C or SIGTERM, with the state in the checkpoint, if there is one to write.
+    """
+    generator = BoltzmannGenerator(copy.deepcopy(start.flow), start.potential, kT=start.kT, seed=start.seed)
+    known = {"boltzgen": __version__, **asdict(refinement), **(identity or {})}
+    last: dict[str, Any] = {}
+    progress = Progress(every=60.0) if refinement.n_steps >= LONG else None
+
+    def record(values: dict[str, Any], training: Training) -> None:
+        values[MEASURED] = dict(measure(generator))
+        if training.step == training.n_steps:
+            last.update(copy.deepcopy(generator.flow.state_dict()))
+        if progress is not None:
+            progress(values, training)
+
+    rate = refinement.learning_rate
+    stage = Stage("refinement", refinement.loss, refinement.n_steps, learning_rate_start=rate, learning_rate_end=rate)
+    training = Training(
+        generator,
+        [stage],
+        batch_size=refinement.batch_size,
+        observable=observable,
+        compile=False,  # a resumed run is to give the same numbers as an unbroken one, to the last bit
+        record_every=refinement.measure_every,
+        on_record=record,
+        on_checkpoint=None if checkpoint is None else lambda state: _write(checkpoint, state.state_dict(), known),
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    if checkpoint is not None and checkpoint.exists():
+        found = load_checkpoint(checkpoint)
+        found.check(known)
+        found.restore(training)
+    failed = None
+    if training.step < training.n_steps:
+        failed = _run(training, checkpoint)
+        if failed is None:
+            generator.flow.load_state_dict(last)
+    return _curve(training, dict(measure(start)), failed), generator
+
+
+def kept_flow(
+    path: Path | None, generator: BoltzmannGenerator, identity: Mapping[str, Any], train: Callable[[], Any]
+) -> None:
+    """Train a generator, or give it the weights that were written when it was trained before.
+
+    Parameters
+    ----------
+    path : Path, optional
+        Without it, nothing is written.
+    generator : BoltzmannGenerator
+    identity : {name: number or string}
+    train : callable
+        Trains the generator.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or of another identity.
+    """
+    known = {"boltzgen": __version__, **identity}
+    if path is not None and path.exists():
+        found = load_checkpoint(path)
+        found.check(known)
+        try:
+            generator.flow.load_state_dict(found.training["flow"])
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{path} does not fit this flow: {error}") from error
+        return
+    train()
+    if path is not None:
+        _write(path, {"step": 0, "flow": generator.flow.state_dict()}, known)
+
+
+def _run(training: Training, checkpoint: Path | None) -> str | None:
+    """Run to the end; the reason if it failed."""
+    with Interrupts() as interrupts:
+        try:
+            history = training.run(stop=interrupts.requested)
+        except TrainingDivergedError as error:
+            return str(error)
+    if history.interrupted:
+        if checkpoint is None:
+            raise KeyboardInterrupt
+        raise RunInterrupted(interrupts.received or 2, checkpoint)
+    return None
+
+
+def _curve(training: Training, at_start: Mapping[str, float], failed: str | None) -> Curve:
+    records = [record for record in training.history.records if MEASURED in record]
+    values = {name: [value, *(record[MEASURED][name] for record in records)] for name, value in at_start.items()}
+    steps = [0, *(int(record["step"]) for record in records)]
+    return Curve(steps, values, training.seconds, training.skipped, failed)
+
+
+def _write(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """In the format of `boltzgen.run.checkpoints`, without the description of a molecule."""
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "boltzgen_version": __version__,
+        "identity": dict(identity),
+        "description": "",
+        "arrays": {},
+        "training": dict(state),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
