@@ -3,10 +3,10 @@
     python benchmarks/published_table.py [--work runs/published]
 
 Reads what `published.py` (train, measure) and `published_references.py` wrote, adds coverage and forward ESS, and
-writes benchmarks/results/published.md and published.json. A total variation is that of (phi, psi) on 100 x 100 bins between
-the weighted samples of all blocks and the reference; its floor is what two runs of these sizes would show if both were
-right: half the sum over the bins of the expected |difference|, from the spread among independent groups of the
-reference and from the weights of the samples.
+writes benchmarks/results/published.md and published.json. A total variation is that of (phi, psi) on 100 x 100 bins
+between the weighted samples of all blocks and the reference; its floor is what two runs of these sizes would show if
+both were right: half the sum over the bins of the expected |difference|, from the spread among independent groups of
+the reference and from the weights of the samples.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def main() -> None:
     notes = (
         "`python benchmarks/published.py train|measure TARGET`, `python benchmarks/published_references.py TARGET`, "
         "`python benchmarks/published_table.py`. No data; no checkpoint chosen by its ESS. Blocks of 1e6 samples of "
-        "the final weights; clipped: the largest 1e-4 of all weights, as in the published values. Minutes: wall time, one "
-        "thread, other programs beside it. Populations: 0 < phi < 150 degrees."
+        "the final weights; clipped: the largest 1e-4 of all weights, as in the published values. Minutes: wall time, "
+        "one thread, other programs beside it. Populations: 0 < phi < 150 degrees."
     )
     text = "\n".join(["# Published benchmarks", "", notes, "", *(table.markdown() for table in tables)])
     (RESULTS / "published.md").write_text(text)
