@@ -11,10 +11,8 @@ With --square-root: the numerical experiment on proposition I.1.
 from __future__ import annotations
 
 import argparse
-import copy
 import platform
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -25,14 +23,12 @@ import torch
 from tables import Table
 
 from boltzgen import __version__
-from boltzgen.diagnostics import effective_sample_fraction
 from boltzgen.energy.analytic import DoubleWell
-from boltzgen.errors import BoltzgenError
-from boltzgen.flows.cartesian import CartesianFlow
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.losses import LOSSES
-from boltzgen.pretraining import pretrain
-from boltzgen.training import Stage, Training
+from boltzgen.reproduce.curves import Refinement, refine
+from boltzgen.reproduce.double_well_flow import Pretraining, measure, pretrained
+from boltzgen.reproduce.unconstrained import descend, grid
 
 RESULTS = Path(__file__).resolve().parent / "results"
 N_DATA = 20_000
@@ -73,62 +69,46 @@ def square_of_first(positions: torch.Tensor) -> torch.Tensor:
     return 1 + positions[:, 0, 0].square()
 
 
-def measure(generator: BoltzmannGenerator) -> tuple[float, float, float, float]:
-    """Percent generated in the minor well, the same after reweighting, ESS in percent, and the mean reduced energy."""
-    target = generator.potential
-    with torch.no_grad():
-        x, log_q = generator.flow.sample_and_log_prob(N_MEASURED, torch.Generator().manual_seed(17))
-        x, log_q = x.double(), log_q.double()
-        energy = target(x)
-    log_weights = -energy - log_q
-    minor = target.in_minor_well(x).double()
-    weighted = torch.softmax(log_weights, 0) @ minor
-    ess = effective_sample_fraction(log_weights.numpy())
-    return 100 * float(minor.mean()), 100 * float(weighted), 100 * ess, float(energy.mean())
+def figures(generator: BoltzmannGenerator) -> dict[str, float]:
+    """What a row is made of."""
+    return measure(generator, N_MEASURED).as_dict()
 
 
-def refine(start: BoltzmannGenerator, name: str, case: Case, at: list[int]) -> list[object]:
+def row(start: BoltzmannGenerator, name: str, case: Case, at: list[int]) -> list[object]:
     """One row: the start refined with a loss."""
-    target = DoubleWell(case.dimension, scale=case.scale)
-    generator = BoltzmannGenerator(copy.deepcopy(start.flow), target, seed=start.seed)
-    seen = {}
+    plan = Refinement(name, case.steps, case.batch_size, case.rate, measure_every=at[0])
+    curve, _ = refine(start, plan, figures, observable=square_of_first)
+    about = [name, LOSSES[name].source, LOSSES[name].needs]
+    if curve.failed is not None:
+        return [*about, *[None] * (len(at) + 4), curve.failed[:40]]
+    minor = dict(zip(curve.steps, curve.values["minor"], strict=True))
+    last = {key: values[-1] for key, values in curve.values.items()}
+    percents = [f"{minor[step]:.2f}" for step in at]
+    return [*about, *percents, f"{last['reweighted']:.2f}", last["ess"], last["mean_energy"], curve.seconds]
 
-    def record(values: dict[str, object], training: Training) -> None:
-        if values["step"] in at:
-            seen[values["step"]] = measure(generator)
 
-    stage = Stage("refinement", name, case.steps, learning_rate_start=case.rate, learning_rate_end=case.rate)
-    training = Training(
-        generator, [stage], batch_size=case.batch_size, observable=square_of_first, record_every=at[0], on_record=record
+def settings_of(case: Case, n_steps: int) -> Pretraining:
+    """The pre-training of a case; the flow starts with the covariance of the data, unlike that of the paper."""
+    return Pretraining(
+        n_steps=n_steps,
+        n_data=N_DATA,
+        batch_size=case.batch_size,
+        learning_rate=case.pretraining_rate,
+        n_rounds=case.rounds,
+        n_hidden=case.hidden,
+        dimension=case.dimension,
+        scale=case.scale,
+        normalised=True,
+        patience=10,
     )
-    begin = time.perf_counter()
-    try:
-        training.run()
-    except BoltzgenError as error:
-        return [name, LOSSES[name].source, LOSSES[name].needs, *[None] * (len(at) + 4), str(error)[:40]]
-    seconds = time.perf_counter() - begin
-    last = seen[at[-1]]
-    percents = [f"{seen[step][0]:.2f}" for step in at]
-    return [name, LOSSES[name].source, LOSSES[name].needs, *percents, f"{last[1]:.2f}", last[2], last[3], seconds]
-
-
-def pretrained(case: Case, seed: int, n_steps: int) -> BoltzmannGenerator:
-    target = DoubleWell(case.dimension, scale=case.scale)
-    torch.manual_seed(seed)
-    flow = CartesianFlow((1, case.dimension), n_rounds=case.rounds, n_hidden=case.hidden)
-    generator = BoltzmannGenerator(flow, target, seed=seed)
-    data = target.sample(N_DATA, torch.Generator().manual_seed(1000 + seed))
-    options = {"batch_size": case.batch_size, "learning_rate": case.pretraining_rate}
-    pretrain(generator, data, n_steps=n_steps, seed=seed, **options)
-    return generator
 
 
 def table_of(case_name: str, seed: int, n_pretraining: int, losses: list[str]) -> Iterator[Table]:
     """All losses from one pre-trained flow; the table as it is after each of them."""
     case = CASES[case_name]
     at = [case.steps // 8, case.steps // 4, case.steps // 2, case.steps]
-    start = pretrained(case, seed, n_pretraining)
-    minor, weighted, ess, energy = measure(start)
+    start = pretrained(settings_of(case, n_pretraining), seed)
+    before = measure(start, N_MEASURED)
     truth = DoubleWell(case.dimension, scale=case.scale)
     mean_energy = float(truth(truth.sample(N_MEASURED, torch.Generator().manual_seed(18))).mean())
     table = Table(
@@ -146,40 +126,30 @@ def table_of(case_name: str, seed: int, n_pretraining: int, losses: list[str]) -
     )
     table.notes = [
         f"Truth: {100 * truth.minor_population:.2f} % in the minor well, mean u {mean_energy:.2f}. The start: "
-        f"{minor:.2f} % ({weighted:.2f} % reweighted), ESS {ess:.1f} %, mean u {energy:.2f}.",
+        f"{before.minor:.2f} % ({before.reweighted:.2f} % reweighted), ESS {before.ess:.1f} %, mean u "
+        f"{before.mean_energy:.2f}.",
         f"Adam at {case.rate:g}, batches of {case.batch_size}, gradients clipped at norm 50; {N_MEASURED:,} samples a "
         f"figure. Pre-training on {N_DATA:,} exact samples with forward-kl, at {case.pretraining_rate:g}.",
         "estimator-variance is that for f = 1 + x1^2: it trains towards f p, not p.",
     ]
     for name in losses:
-        table.rows.append(refine(start, name, case, at))
+        table.rows.append(row(start, name, case, at))
         yield table
 
 
 def square_root_table() -> Table:
-    """Gradient descent on KL(p || q) over unconstrained functions q: dq/dt = p / q, by the midpoint rule on a grid."""
-    well = DoubleWell(1)
-    x = torch.linspace(-4, 4, 2001, dtype=torch.float64)
-    p = well.log_prob(x.reshape(-1, 1, 1)).exp()
-    q = torch.full_like(p, 1 / 8)
-    root = p.sqrt() / torch.trapezoid(p.sqrt(), x)
-    distance = lambda a, b: float(torch.trapezoid((a - b).abs(), x)) / 2
+    """Gradient descent on KL(p || q) over unconstrained functions q: dq/dt = p / q."""
+    times = (0.0, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+    start = torch.full_like(grid(), 1 / 8)
     table = Table(
         "Proposition I.1: unconstrained gradient descent on KL(p || q) for the double well, from a constant q",
         ("t", "mass of q", "TV(q / mass, p)", "TV(q / mass, sqrt(p) / mass)", "largest |q - exact| / exact"),
     )
-    table.notes = ["Exact: q^2 = q0^2 + 2 p t. Midpoint rule, steps of a thousandth of t and at least 1e-4."]
-    t, q0 = 0.0, q.clone()
-    for end in (0.0, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0):
-        while t < end:
-            step = min(max(1e-4, 1e-3 * t), end - t)
-            half = q + 0.5 * step * p / q
-            q, t = q + step * p / half, t + step
-        exact = (q0.square() + 2 * p * end).sqrt()
-        mass = float(torch.trapezoid(q, x))
-        table.rows.append(
-            [f"{end:g}", mass, distance(q / mass, p), distance(q / mass, root), float((q / exact - 1).abs().max())]
-        )
+    table.notes = ["Exact: q^2 = q0^2 + 2 p t. Midpoint rule, steps of a hundredth of t and at least 1e-7."]
+    found = descend(DoubleWell(1), start, times)
+    errors = (found.q / found.exact - 1).abs().amax(dim=1).tolist()
+    columns = (found.mass.tolist(), found.distance(found.p), found.distance(found.root), errors)
+    table.rows = [[f"{t:g}", *values] for t, *values in zip(times, *columns, strict=True)]
     return table
 
 

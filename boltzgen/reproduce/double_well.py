@@ -7,7 +7,7 @@ The first coordinate is bimodal, eleven others are normal with a standard deviat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,80 +16,20 @@ from torch import Tensor
 
 from boltzgen.energy.analytic import DoubleWell
 from boltzgen.generator import BoltzmannGenerator
+from boltzgen.output_files import OutputFolder
 from boltzgen.progress import format_duration
 from boltzgen.reproduce.claims import Figures, examine
-from boltzgen.reproduce.curves import Curve, Refinement, refine
+from boltzgen.reproduce.curves import Curve, refine
 from boltzgen.reproduce.double_well_claims import CLAIMS
 from boltzgen.reproduce.double_well_figure import Cloud, draw
 from boltzgen.reproduce.double_well_flow import Measured, Pretraining, double_well, measure, pretrained
-from boltzgen.reproduce.report import Choice, Report, markdown_table
+from boltzgen.reproduce.double_well_settings import CURVES, SETTINGS, CurveKind, Settings, choices
+from boltzgen.reproduce.report import Report, markdown_table
 
-__all__ = ["CURVES", "SETTINGS", "CurveKind", "Settings", "run", "run_settings"]
+__all__ = ["CURVES", "SETTINGS", "CurveKind", "Settings", "run", "run_settings", "start"]
 
 N_SHOWN = 2000  # samples of a cloud
 BOTTOM = 1.0  # kT above the minimum of a well
-
-
-@dataclass(frozen=True)
-class CurveKind:
-    """A refinement by name: what it starts from, and with which loss."""
-
-    name: str
-    label: str
-    start: str
-    loss: str
-
-
-CURVES = (
-    CurveKind("kl-x-partial", "KL_x after partial pre-training", "partial", "reverse-kl"),
-    CurveKind("kl-x-complete", "KL_x after complete pre-training", "complete", "reverse-kl"),
-    CurveKind("kl-z-df", "KL_z data-free after partial pre-training", "partial", "weighted-forward-kl"),
-    CurveKind("l2+", "L2+ after partial pre-training", "partial", "l2+"),
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How long everything takes.
-
-    Attributes
-    ----------
-    partial, complete : Pretraining
-    refinement : Refinement
-        Of all losses alike; ``loss`` is replaced.
-    n_measured : int
-        Samples that each point of a curve is measured with.
-    """
-
-    partial: Pretraining
-    complete: Pretraining
-    refinement: Refinement
-    n_measured: int
-
-    def shortened(self, share: float) -> Settings:
-        """The same with a share of all steps and samples, to try whether it runs; it shows nothing then."""
-        cut = lambda n: max(2, round(share * n))
-        shorter = lambda p: replace(p, n_steps=cut(p.n_steps), n_data=max(200, cut(p.n_data)))
-        steps = cut(self.refinement.n_steps)
-        refinement = replace(self.refinement, n_steps=steps, measure_every=max(1, steps // 4))
-        n_measured = max(500, cut(self.n_measured))
-        return Settings(shorter(self.partial), shorter(self.complete), refinement, n_measured)
-
-
-SETTINGS = {
-    "quick": Settings(
-        partial=Pretraining(n_steps=300, n_data=20_000),
-        complete=Pretraining(n_steps=1500, n_data=20_000),
-        refinement=Refinement("", n_steps=600, batch_size=256, learning_rate=1e-4, measure_every=30),
-        n_measured=20_000,
-    ),
-    "paper": Settings(
-        partial=Pretraining(n_steps=1000, n_data=100_000),
-        complete=Pretraining(n_steps=10_000, n_data=100_000),
-        refinement=Refinement("", n_steps=100_000, batch_size=256, learning_rate=1e-4, measure_every=1000),
-        n_measured=50_000,
-    ),
-}
 
 
 def run(scale: str, seeds: Sequence[int], folder: Path | None, say: Callable[[str], None]) -> Report:
@@ -121,24 +61,20 @@ def run_settings(
         See `boltzgen.reproduce.reproduce`.
     """
     target = double_well(settings.complete)
-    checkpoints = None if folder is None else folder / "checkpoints" / f"double-well-{scale.replace(' ', '-')}"
-    if checkpoints is not None:
-        checkpoints.mkdir(parents=True, exist_ok=True)
     curves: dict[int, dict[str, Curve]] = {}
     figures: dict[int, Figures] = {}
     clouds: dict[str, Cloud] = {"dataset": _cloud(target.sample(N_SHOWN, torch.Generator().manual_seed(1)), target)}
     for seed in seeds:
-        place = lambda name, seed=seed: None if checkpoints is None else checkpoints / f"seed{seed}-{name}.pt"
         starts = {}
         for name, pretraining in (("partial", settings.partial), ("complete", settings.complete)):
-            starts[name] = pretrained(pretraining, seed, place(f"pretrained-{name}"))
+            starts[name] = start(name, pretraining, seed, folder, scale)
             say(f"double well, seed {seed}: {name} pre-training of {pretraining.n_steps:,} steps is done")
         curves[seed], ends = {}, {}
         for kind in CURVES:
-            curves[seed][kind.name], ends[kind.name] = _curve(
-                kind, starts[kind.start], settings, place(kind.name), seed
-            )
-            say(f"double well, seed {seed}: {describe(kind, curves[seed][kind.name])}, true {_true(target):.2f} %")
+            checkpoint = _checkpoint(folder, scale, seed, kind.name)
+            curve, ends[kind.name] = _curve(kind, starts[kind.start], settings, checkpoint, seed)
+            curves[seed][kind.name] = curve
+            say(f"double well, seed {seed}: {describe(kind, curve)}, true {_true(target):.2f} %")
         figures[seed] = _figures(target, starts, curves[seed], settings.n_measured)
         if seed == seeds[0]:
             clouds |= {name: _cloud(_sample(generator), target) for name, generator in (starts | ends).items()}
@@ -148,7 +84,7 @@ def run_settings(
         scale=scale,
         seeds=tuple(seeds),
         findings=examine(CLAIMS, figures),
-        choices=_choices(settings, target),
+        choices=choices(settings, target),
         settings=asdict(settings),
         values={
             "true_minor_percent": _true(target),
@@ -162,6 +98,24 @@ def run_settings(
         ],
         tables={"Refinements": _table(curves)},
     )
+
+
+def start(name: str, pretraining: Pretraining, seed: int, folder: Path | None, scale: str) -> BoltzmannGenerator:
+    """A pre-trained generator, kept in the folder of the checkpoints and found again there.
+
+    Raises
+    ------
+    CheckpointError, OutputError
+    """
+    return pretrained(pretraining, seed, _checkpoint(folder, scale, seed, f"pretrained-{name}"))
+
+
+def _checkpoint(folder: Path | None, scale: str, seed: int, name: str) -> Path | None:
+    if folder is None:
+        return None
+    checkpoints = OutputFolder(folder / "checkpoints" / f"double-well-{scale.replace(' ', '-')}", resume=True)
+    checkpoints.claim()
+    return checkpoints / f"seed{seed}-{name}.pt"
 
 
 def describe(kind: CurveKind, curve: Curve) -> str:
@@ -247,46 +201,3 @@ def _table(curves: dict[int, dict[str, Curve]]) -> str:
             )
     columns = ("refinement", "seed", "minor % at start", "last quarter", "last", "last, reweighted")
     return markdown_table((*columns, "ESS % at start", "last ESS %", "last mean u", "steps left out"), rows)
-
-
-def _choices(settings: Settings, target: DoubleWell) -> list[Choice]:
-    well = target.well
-    refinement, part, full = settings.refinement, settings.partial, settings.complete
-    return [
-        Choice(
-            "first coordinate",
-            '"bimodal", "similar to" Noé et al. (2019)',
-            f"u = {well.linear:g} x {well.quadratic:+g} x^2 {well.quartic:+g} x^4, the constants of their code: "
-            f"{_true(target):.2f} % in the minor mode",
-        ),
-        Choice("temperature", "not given", "energies in units of kT"),
-        Choice(
-            "data",
-            "Metropolis-Hastings with parallel tempering; how many, not given",
-            f"{full.n_data:,} exact independent samples, a tenth held out; the weights with the lowest held-out loss",
-        ),
-        Choice(
-            "flow", "8 x 4 couplings of 64, CELU", "the same; each scales by at most e^0.25, and starts as identity"
-        ),
-        Choice("base distribution", "normal, its sigma not given", "standard normal"),
-        Choice("pre-training, partial", "length not given", f"{part.n_steps:,} steps"),
-        Choice("pre-training, complete", "10,000 steps", f"{full.n_steps:,} steps"),
-        Choice("refinement", "100,000 steps", f"{refinement.n_steps:,} steps"),
-        Choice("batch size", "not given", f"{refinement.batch_size}, and {full.batch_size} in the pre-training"),
-        Choice(
-            "optimiser",
-            "not given",
-            f"Adam, {full.learning_rate:g} in the pre-training (to zero on a cosine), {refinement.learning_rate:g} "
-            "in the refinement (constant)",
-        ),
-        Choice(
-            "safeguards",
-            "caps on the gradient of each energy term, for molecules",
-            "gradients clipped at norm 50, log u beyond 100 kT above the median of a batch; steps without a finite "
-            "gradient left out",
-        ),
-        Choice(
-            "weights of KL_z data-free", "divided by the batch size (eq. 7)", "divided by their sum (1/Z of eq. 20e)"
-        ),
-        Choice("start of KL_z data-free and L2+", "not shown for the double well", "the partial pre-training"),
-    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,22 +20,18 @@ if TYPE_CHECKING:
 
 __all__ = ["COLOURS", "Cloud", "draw"]
 
-# Those of the paper in shades that the colour-blind tell apart (Wong 2011; indigo of Tol 2021). Lines differ in their
-# dashes too.
+# Those of the paper in shades that the colour-blind tell apart (Wong 2011; indigo of Tol 2021). Lines after the
+# complete pre-training are dashed.
 DATA = "#E69F00"
 COLOURS = {
     "partial": "#CC79A7",
     "complete": "#CC79A7",
     "kl-x-partial": "#0072B2",
     "kl-x-complete": "#332288",
-    "kl-z-df": "#56B4E9",
-    "l2+": "#009E73",
-}
-DASHES: dict[str, Any] = {
-    "kl-x-partial": "-",
-    "kl-x-complete": (0, (5, 2)),
-    "kl-z-df": (0, (1, 1)),
-    "l2+": (0, (4, 1, 1, 1)),
+    "kl-z-df-partial": "#56B4E9",
+    "kl-z-df-complete": "#56B4E9",
+    "l2+-partial": "#009E73",
+    "l2+-complete": "#009E73",
 }
 PANELS = {
     "c": ("partial", "partial pre-training"),
@@ -116,7 +112,14 @@ def _minor_mode(
             label = None if name in named else labels[name]
             named.add(name)
             values = curve.values["minor"]
-            ax.plot(curve.steps, values, color=COLOURS[name], linestyle=DASHES[name], linewidth=0.9, label=label)
+            ax.plot(
+                curve.steps,
+                values,
+                color=COLOURS[name],
+                linestyle="--" if name.endswith("complete") else "-",
+                linewidth=0.9,
+                label=label,
+            )
             if curve.failed is not None:
                 ax.plot(curve.steps[-1:], values[-1:], "x", color=COLOURS[name])
     largest = max(max(curve.values["minor"]) for found in curves.values() for curve in found.values())

@@ -51,6 +51,8 @@ class Pretraining:
         Standard deviation of all coordinates but the first.
     normalised : bool
         Whether the flow starts with centre and covariance of the data, which the paper's does not.
+    patience : int, optional
+        Checks without a gain after which pre-training ends; only after the last step, as in the paper, if absent.
     """
 
     n_steps: int
@@ -62,6 +64,7 @@ class Pretraining:
     dimension: int = 12
     scale: float = 10.0
     normalised: bool = False
+    patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def pretrained(settings: Pretraining, seed: int, path: Path | None = None) -> Bo
             n_steps=settings.n_steps,
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
-            patience=None,  # to the last step, as in the paper
+            patience=settings.patience,
             seed=seed,
         )
 

@@ -114,7 +114,11 @@ class Report:
         """
         import matplotlib.pyplot as plt
 
-        source = {"command": command or f"boltzgen.reproduce({self.name!r})", "date": now(), "versions": versions()}
+        source = {
+            "command": command or f"boltzgen.reproduce.reproduce({self.name!r})",
+            "date": now(),
+            "versions": versions(),
+        }
         picture = io.BytesIO()
         figure = self.figure()
         figure.savefig(picture, format="png", dpi=150)
