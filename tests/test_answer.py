@@ -107,7 +107,11 @@ def test_basin_without_samples_is_not_determined(perfect, generated):
     assert judged.verdict == "do not use"
     assert "crushed" in judged.reason
     values = result_values(generated, free_energies, judged, None, {}, Recheck(0, math.nan, "Reference"))
-    text = format_answer(values | {"energy_evaluations": 1, "force_evaluations": 0, "wall_seconds": 61.0})
+    spent = {"energy_evaluations": 1, "force_evaluations": 0, "wall_seconds": 61.0}
+    events = {"training_events": [{"step": 1200, "kind": "alarm", "message": "the basin gets lost"}]}
+    text = format_answer(values | spent | events)
+    assert "training " not in format_answer(values | spent)
+    assert "alarm at step 1,200: the basin gets lost" in text
     assert "ΔF(crushed)" in text
     assert "not determined" in text
     assert "1 min 01 s" in text

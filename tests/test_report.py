@@ -13,7 +13,7 @@ from boltzgen.ensemble import Ensemble
 from boltzgen.errors import OutputError
 from boltzgen.plotting import ramachandran_histogram
 from boltzgen.report import write_report
-from boltzgen.training import History
+from boltzgen.training import Event, History
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "source", "area", "base", "col", "embed", "track", "wbr"}
 
@@ -197,6 +197,12 @@ def test_interrupted_training_is_reported(tmp_path, ensemble, molecule, result, 
     shown = page(tmp_path, molecule=molecule, ensemble=ensemble, history=cut, result=result, manifest={})
     assert ("interrupted" in shown.words) == bool(n)
     assert ("no training record" in shown.words) != bool(n)
+
+
+def test_events_of_the_training_are_reported(tmp_path, ensemble, molecule, result) -> None:
+    seen = History([record("hot", 100, C7ax=0.1)], events=[Event(12, "alarm", "C7ax holds <1 % of the samples")])
+    shown = page(tmp_path, molecule=molecule, ensemble=ensemble, history=seen, result=result, manifest={})
+    assert "Alarm, step 12: C7ax holds <1 % of the samples" in shown.words
 
 
 def test_hostile_text_stays_text(tmp_path, ensemble, molecule, result) -> None:

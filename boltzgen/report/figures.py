@@ -99,8 +99,9 @@ def training(history: History | None, result: Mapping[str, Any], temperature_uni
         "Reweighted populations of the basins; dashed: reference.",
         size=(4.8, 4.3),
     )
-    remark = note("The training was interrupted before its end.") if history.interrupted else ""
-    return remark + _row(pictures)
+    remarks = ["The training was interrupted before its end."] if history.interrupted else []
+    remarks += [f"{event.kind.capitalize()}, {event}" for event in history.events]
+    return "".join(note(remark) for remark in remarks) + _row(pictures)
 
 
 def structure(ensemble: Ensemble) -> str:

@@ -201,7 +201,7 @@ def result_values(
 
 def format_answer(result: Mapping[str, Any]) -> str:
     """The answer as a few aligned lines."""
-    rows = [*_free_energy_rows(result), *_target_rows(result), *_quality_rows(result)]
+    rows = [*_free_energy_rows(result), *_target_rows(result), *_quality_rows(result), *_training_rows(result)]
     rows.append(("verdict", f"{result['verdict']}: {result['verdict_reason']}"))
     width = max(len(label) for label, _ in rows) + 2
     return "\n".join(f"{label:<{width}}{text}" for label, text in rows)
@@ -247,6 +247,12 @@ def _quality_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("OpenMM recheck", f"largest difference {difference}"))
     rows.append(("spent", f"{spent}, {format_duration(result['wall_seconds'])}"))
     return rows
+
+
+def _training_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the user should know of the training."""
+    events = result.get("training_events", [])
+    return [("training", f"{event['kind']} at step {event['step']:,}: {event['message']}") for event in events]
 
 
 def _estimate(values: Mapping[str, Any], kT: float) -> str:

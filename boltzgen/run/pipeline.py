@@ -311,6 +311,7 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
         "reference_evaluations": 0 if sampled is None else sampled.evaluations,
         "training_defects": training_defects,
         "training_skipped_steps": prepared.training.skipped,
+        "training_events": prepared.training.history.events_state(),
         "wall_seconds": _wall_seconds(prepared),
     }
     reference = comparison.reference if comparison is not None else shipped.ramachandran
