@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 from dataclasses import replace
 
@@ -267,9 +268,11 @@ def test_command_writes_what_it_says(name, tmp_path, capsys, small):
     assert written["command"].startswith(f"boltzgen reproduce {name} --seeds 0 1")
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     table = (tmp_path / f"{name}.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} <= {4, 6, 9, 11}  # no cell is cut by KL(p || q)
     claims = {"double-well": DOUBLE_WELL_CLAIMS, "propositions": PROPOSITIONS_CLAIMS}[name]
     for claim, finding in zip(claims, written["findings"], strict=True):
-        assert claim.paper in table
+        assert claim.paper in table.replace("\\|", "|")
         held = [claim.holds(seed["figures"]) for seed in finding["seeds"].values()]
         assert (finding["verdict"] == REPRODUCED) == all(held)
     if name == "double-well":

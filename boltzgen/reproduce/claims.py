@@ -7,7 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["NOT_DECIDED", "NOT_REPRODUCED", "REPRODUCED", "Claim", "Figures", "Finding", "examine", "findings_table"]
+__all__ = [
+    "NOT_DECIDED",
+    "NOT_REPRODUCED",
+    "REPRODUCED",
+    "Claim",
+    "Figures",
+    "Finding",
+    "examine",
+    "findings_table",
+    "markdown_table",
+]
 
 REPRODUCED, NOT_REPRODUCED, NOT_DECIDED = "reproduced", "not reproduced", "not decided"
 
@@ -122,15 +132,17 @@ def examine(claims: Sequence[Claim], figures: Mapping[int, Figures]) -> list[Fin
 def findings_table(findings: Sequence[Finding]) -> str:
     """The table "paper / here" in Markdown."""
     rows = [
-        f"| {f.claim.where} | {f.claim.paper} | {f.here()} | {f.claim.rule} | **{f.verdict}**"
-        f"{f.summary.removeprefix(f.verdict)} |"
+        (f.claim.where, f.claim.paper, f.here(), f.claim.rule, f"**{f.verdict}**{f.summary.removeprefix(f.verdict)}")
         for f in findings
     ]
-    head = [
-        "| where | paper | here, by seed | counts as reproduced if, in every seed | verdict |",
-        "|---|---|---|---|---|",
-    ]
-    return "\n".join(head + rows)
+    head = ("where", "paper", "here, by seed", "counts as reproduced if, in every seed", "verdict")
+    return markdown_table(head, rows)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of texts, in which KL(p || q) does not end a cell."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _judge(claim: Claim, figures: Figures) -> bool | None:

@@ -18,13 +18,13 @@ from boltzgen.energy.analytic import DoubleWell
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.output_files import OutputFolder
 from boltzgen.progress import format_duration
-from boltzgen.reproduce.claims import Figures, examine
+from boltzgen.reproduce.claims import Figures, examine, markdown_table
 from boltzgen.reproduce.curves import Curve, refine
 from boltzgen.reproduce.double_well_claims import CLAIMS
 from boltzgen.reproduce.double_well_figure import Cloud, draw
 from boltzgen.reproduce.double_well_flow import Measured, Pretraining, double_well, measure, pretrained
 from boltzgen.reproduce.double_well_settings import CURVES, SETTINGS, CurveKind, Settings, choices
-from boltzgen.reproduce.report import Report, markdown_table
+from boltzgen.reproduce.report import Report
 
 __all__ = ["CURVES", "SETTINGS", "CurveKind", "Settings", "run", "run_settings", "start"]
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from boltzgen.energy.analytic import DoubleWell
-from boltzgen.reproduce.claims import Figures, examine
+from boltzgen.reproduce.claims import Figures, examine, markdown_table
 from boltzgen.reproduce.double_well import SETTINGS as DOUBLE_WELL
 from boltzgen.reproduce.double_well import start
 from boltzgen.reproduce.double_well_flow import Pretraining
 from boltzgen.reproduce.gradient_variance import Noise, exact_gradient, gradient_noise
 from boltzgen.reproduce.propositions_claims import CLAIMS
 from boltzgen.reproduce.propositions_figure import draw
-from boltzgen.reproduce.report import Choice, Report, markdown_table
+from boltzgen.reproduce.report import Choice, Report
 from boltzgen.reproduce.unconstrained import Descent, descend, fixed_minibatch, random_start
 
 __all__ = ["SETTINGS", "Settings", "run", "run_settings"]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from boltzgen.output_files import write_bytes, write_json
-from boltzgen.reproduce.claims import Finding, findings_table
+from boltzgen.progress import format_duration
+from boltzgen.reproduce.claims import Finding, findings_table, markdown_table
 from boltzgen.run.manifest import now, versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Choice", "Report", "markdown_table"]
+__all__ = ["Choice", "Report"]
 
 PAPER = "Felardos, Hénin, Charpiat (2022), Designing losses for data-free training of normalizing flows"
 
@@ -91,11 +95,9 @@ class Report:
         lines = [f"# {self.title}", ""]
         if source is not None:
             kept = ", ".join(f"{name} {source['versions'][name]}" for name in ("boltzgen", "torch", "python"))
-            lines += [
-                f"`{source['command']}`  ",
-                f"{source['date']}, {kept}, seeds {', '.join(map(str, self.seeds))}",
-                "",
-            ]
+            took = f"{format_duration(source['seconds'])} on {source['threads']} thread(s)"
+            seeds = ", ".join(map(str, self.seeds))
+            lines += [f"`{source['command']}`  ", f"{source['date']}, {kept}, seeds {seeds}, {took}", ""]
         lines += [f"Paper: {PAPER}. Scale: {self.scale}.", "", findings_table(self.findings), ""]
         lines += [f"- {note}" for note in self.notes] + ([""] if self.notes else [])
         for title, table in self.tables.items():
@@ -105,8 +107,16 @@ class Report:
         lines += [markdown_table(("", "paper", "here"), rows), ""]
         return "\n".join(lines)
 
-    def write(self, folder: Path, command: str = "") -> list[Path]:
+    def write(self, folder: Path, command: str = "", seconds: float = math.nan) -> list[Path]:
         """Write ``NAME.json``, ``NAME.md`` and ``NAME.png``, each whole or not at all.
+
+        Parameters
+        ----------
+        folder : Path
+        command : str
+            What was called, for the record.
+        seconds : float
+            Of the call that this is the result of; less than all where it went on from checkpoints.
 
         Raises
         ------
@@ -118,6 +128,8 @@ class Report:
             "command": command or f"boltzgen.reproduce.reproduce({self.name!r})",
             "date": now(),
             "versions": versions(),
+            "threads": torch.get_num_threads(),
+            "seconds": seconds,
         }
         picture = io.BytesIO()
         figure = self.figure()
@@ -139,9 +151,3 @@ class Report:
 
     def _repr_markdown_(self) -> str:
         return self.markdown()
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of texts."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
