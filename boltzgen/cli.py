@@ -14,12 +14,21 @@ from types import FrameType
 from typing import NoReturn
 
 from boltzgen import __version__
+from boltzgen.commands import COMMANDS, add_commands
 from boltzgen.errors import BoltzgenError
 from boltzgen.reproduce.command import add_options, run_command
 
 __all__ = ["main"]
 
 OK, FAILED, WRONG_INPUT = 0, 1, 2
+
+EXIT_CODES = """\
+exit codes:
+  0    the result is written, whatever its verdict
+  1    the run failed after it had started (a full disk, a training that collapsed); the message says what is left
+  2    the input or an option cannot be used; nothing was written
+  130  interrupted by Ctrl-C (143 by SIGTERM); the message says how to go on
+"""
 
 EPILOG = """\
 examples:
@@ -36,12 +45,6 @@ basin expressions:
 files in the output folder:
   result.json, report.html, samples.dcd (with topology.pdb and weights.npz), model.safetensors, checkpoint.pt,
   history.csv, manifest.json
-
-exit codes:
-  0    the result is written, whatever its verdict
-  1    the run failed after it had started (a full disk, a training that collapsed); the message says what is left
-  2    the input or an option cannot be used; nothing was written
-  130  interrupted by Ctrl-C (143 by SIGTERM); the message says how to go on
 """
 
 
@@ -68,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters is no reason to lose a result
     logging.basicConfig(format="boltzgen: %(message)s", level=logging.WARNING)
+    if options.command in COMMANDS:
+        return _short(options)
     return _reproduce(options, words) if options.command == "reproduce" else _run(options, words)
 
 
@@ -75,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="boltzgen",
         description="Boltzmann generators for molecules: from a PDB file to a free energy with an error bar.",
+        epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"boltzgen {__version__}")
@@ -83,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         help="train a generator for a molecule and compute free energies",
         description="Train a generator on the energy of a molecule alone, and compute free energies with it.",
-        epilog=EPILOG,
+        epilog=f"{EPILOG}\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = run.add_argument
@@ -142,7 +148,25 @@ def _parser() -> argparse.ArgumentParser:
         "beside what is found here, with its figure.",
     )
     add_options(again, _seed)
+    add_commands(commands)
     return parser
+
+
+def _short(options: argparse.Namespace) -> int:
+    """A command on a finished run: what it writes appears whole or not at all."""
+    try:
+        COMMANDS[options.command].run_command(options)
+        return OK
+    except BoltzgenError as error:
+        _complain(_one_line(error))
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        _complain("stopped", kind="")
+        return 128 + signal.SIGINT
+    except Exception:
+        traceback.print_exc()
+        _complain("this is a defect of boltzgen: please report it with the lines above")
+        return FAILED
 
 
 def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
@@ -180,6 +204,7 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> int:
 
     folder = None
     try:
+        from boltzgen.collective_variables import parse_named_basins
         from boltzgen.run import RunOptions, execute, prepare
 
         options = RunOptions(
@@ -188,7 +213,7 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> int:
             solvent=arguments.solvent.lower(),
             temperature=arguments.temperature,
             budget=arguments.budget,
-            basins=_basins(arguments.basin),
+            basins=parse_named_basins(arguments.basin),
             ph=arguments.ph,
             variants=_variants(arguments.variant),
             reference=arguments.reference,
@@ -265,19 +290,6 @@ def _one_line(error: BoltzgenError) -> str:
     if len(lines) == 3 and lines[2].strip() == "^":
         return f"{lines[0]} (at column {lines[2].index('^') - 1} of {lines[1].strip()!r})"
     return " ".join(line.strip() for line in lines)
-
-
-def _basins(texts: list[str]) -> dict[str, str]:
-    from boltzgen.collective_variables import parse_named_basin
-    from boltzgen.errors import SelectionError
-
-    found: dict[str, str] = {}
-    for text in texts:
-        name, expression = parse_named_basin(text)
-        if name in found:
-            raise SelectionError(f"two basins are called {name!r}")
-        found[name] = expression
-    return found
 
 
 def _variants(texts: list[str]) -> dict[str, str]:

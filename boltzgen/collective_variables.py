@@ -22,7 +22,7 @@ mass, both in nm. Torsions are periodic, and two forms of comparison exist:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ __all__ = [
     "is_region",
     "parse_basin",
     "parse_named_basin",
+    "parse_named_basins",
     "parse_variable",
     "radius_of_gyration",
     "rmsd",
@@ -239,6 +240,23 @@ def parse_named_basin(text: str) -> tuple[str, str]:
             f"cannot read the basin {text!r}: write a name and an expression, e.g. 'C7ax: 0 < phi < 150'"
         )
     return name, expression
+
+
+def parse_named_basins(texts: Iterable[str]) -> dict[str, str]:
+    """Expressions by name, of several texts as `parse_named_basin` takes them.
+
+    Raises
+    ------
+    SelectionError
+        If one cannot be read, or two have the same name.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, expression = parse_named_basin(text)
+        if name in found:
+            raise SelectionError(f"two basins are called {name!r}")
+        found[name] = expression
+    return found
 
 
 def _region(node: Expression, molecule: "Molecule", text: str) -> Region:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +105,24 @@ def _read(path: Path, topology: Path) -> np.ndarray:
 
     if path.suffix == ".pdb":
         return np.asarray(mdtraj.load(str(path)).xyz)
-    return np.asarray(mdtraj.load(str(path), top=str(topology)).xyz)
+    with _silent_c():
+        return np.asarray(mdtraj.load(str(path), top=str(topology)).xyz)
+
+
+@contextlib.contextmanager
+def _silent_c() -> Iterator[None]:
+    """The reader of DCD files greets on C's standard output, where a command may be writing JSON."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        with contextlib.suppress(OSError, TypeError, AttributeError):  # where C's library is not found by no name
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _atomic(path: Path, write: Callable[[Path], Any]) -> None:

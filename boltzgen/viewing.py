@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from boltzgen.ensemble import Ensemble
     from boltzgen.molecule import Molecule
 
-__all__ = ["StructurePicture", "choose_frames", "structure_png", "view"]
+__all__ = ["StructurePicture", "choose_frames", "chosen_frames", "structure_png", "view"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,8 @@ def view(ensemble: Ensemble, n: int = 50, by: str = "weight", *, seed: int = 0) 
     ValueError
         If n is not positive.
     """
-    if ensemble.molecule is None:
-        raise SelectionError("nothing to view: the ensemble has no molecule")
-    frames = _superposed(ensemble, ensemble.molecule, choose_frames(ensemble, n, by, seed=seed))
+    frames = chosen_frames(ensemble, n, by, seed=seed)
+    assert ensemble.molecule is not None
     reason = "not in a notebook"
     if _in_notebook():
         nglview = _quiet_nglview()
@@ -75,6 +74,13 @@ def view(ensemble: Ensemble, n: int = 50, by: str = "weight", *, seed: int = 0) 
             return widget
         reason = "nglview could not be imported"
     return StructurePicture(ensemble.molecule, frames, reason)
+
+
+def chosen_frames(ensemble: Ensemble, n: int, by: str = "weight", *, seed: int = 0) -> Any:
+    """What `view` shows, as an ``mdtraj.Trajectory`` superposed on the heavy atoms; parameters and errors as there."""
+    if ensemble.molecule is None:
+        raise SelectionError("nothing to view: the ensemble has no molecule")
+    return _superposed(ensemble, ensemble.molecule, choose_frames(ensemble, n, by, seed=seed))
 
 
 def choose_frames(ensemble: Ensemble, n: int, by: str = "weight", *, seed: int = 0) -> NDArray[np.intp]:

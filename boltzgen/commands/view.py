@@ -1,0 +1,54 @@
+"""``boltzgen view``: frames of a run as a PDB file for a molecular viewer, or as a picture."""
+
+from __future__ import annotations
+
+import argparse
+
+from boltzgen.commands.stored import add_run, read_ensemble, writable_file
+
+__all__ = ["EPILOG", "HELP", "add_options", "run_command"]
+
+HELP = "write frames of a run for a molecular viewer, or a picture of one"
+EPILOG = """\
+examples:
+  boltzgen view RUN --out frames.pdb
+  boltzgen view RUN --by '0 < phi < 150' -n 20 --out c7ax.pdb
+  boltzgen view RUN --out frame.png
+
+Frames are superposed on the heavy atoms. By weight they follow the Boltzmann distribution; one of large weight may come
+more than once.
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_run(parser)
+    add = parser.add_argument
+    add("-n", type=int, default=50, metavar="N", help="number of frames (default: 50)")
+    add("--by", default="weight", metavar="HOW", help="weight, random, or a basin expression (default: weight)")
+    add("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
+    add("--out", default="frames.pdb", metavar="FILE", help="models of a .pdb file, or a .png (default: frames.pdb)")
+
+
+def run_command(options: argparse.Namespace) -> None:
+    """Choose, superpose and write."""
+    from boltzgen.errors import SelectionError
+    from boltzgen.output_files import write_bytes
+    from boltzgen.viewing import chosen_frames, structure_png
+
+    path = writable_file(options.out, (".pdb", ".png"))
+    if options.n < 1:
+        raise SelectionError(f"-n {options.n}: at least one frame")
+    ensemble = read_ensemble(options.run)
+    frames = chosen_frames(ensemble, options.n, options.by, seed=options.seed)
+    if path.suffix.lower() == ".png":
+        write_bytes(path, structure_png(ensemble.require_molecule(), frames.xyz[0]))
+        print(f"a picture of one frame is in {path}")
+        return
+    partial = path.with_name(f".{path.stem}.partial.pdb")
+    try:
+        frames.save_pdb(str(partial))
+        write_bytes(path, partial.read_bytes())
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"{len(frames)} frames are in {path}")

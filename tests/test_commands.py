@@ -1,0 +1,110 @@
+"""Commands on a finished run: their numbers are those of the library, and bad input is one line."""
+
+import json
+import subprocess
+import sys
+
+import mdtraj
+import numpy as np
+import pytest
+
+from boltzgen.cli import main
+from boltzgen.ensemble import Ensemble
+
+BASIN = "C7ax: 0 < phi < 150"
+
+
+@pytest.fixture(scope="module")
+def run(finished_run):
+    return str(finished_run.folder)
+
+
+@pytest.fixture(scope="module")
+def ensemble(run, dipeptide):
+    return Ensemble.load(run, dipeptide)
+
+
+def test_free_energy_of_a_run(run, ensemble, capsys):
+    assert main(["free-energy", run, "--basin", BASIN, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = ensemble.free_energy({"C7ax": "0 < phi < 150"})["C7ax"]
+    assert found["free_energies"]["C7ax"]["delta_f_kT"] == pytest.approx(expected.value)
+    assert found["n_samples"] == len(ensemble)
+    assert main(["free-energy", run, "--basin", BASIN]) == 0
+    assert "ΔF(C7ax)" in capsys.readouterr().out
+
+
+def test_free_energy_at_another_temperature(run, ensemble, capsys):
+    assert main(["free-energy", run, "--basin", BASIN, "--temperature", "330", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    hot = ensemble.at_temperature(330)
+    assert found["kT_kJ_per_mol"] == pytest.approx(hot.kT)
+    assert found["ess_fraction"] == pytest.approx(hot.ess_fraction)
+    assert found["ess_fraction"] != pytest.approx(ensemble.ess_fraction)
+
+
+def test_json_is_alone_on_standard_output(run):
+    """The reader of trajectories prints from C, past Python."""
+    words = [sys.executable, "-m", "boltzgen", "free-energy", run, "--basin", BASIN, "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["free_energies"]["C7ax"]["expression"] == "0 < phi < 150"
+
+
+def test_profile_as_text_table_and_picture(run, ensemble, tmp_path, capsys):
+    expected = ensemble.profile("phi", bins=12)
+    assert main(["profile", run, "phi", "--bins", "12", "--out", str(tmp_path / "phi.csv")]) == 0
+    table = np.genfromtxt(tmp_path / "phi.csv", delimiter=",", skip_header=1)
+    np.testing.assert_allclose(table[:, 0], expected.centres[0])
+    np.testing.assert_allclose(table[:, 1], expected.free_energy, rtol=1e-6)
+    assert main(["profile", run, "phi", "psi", "--out", str(tmp_path / "map.png")]) == 0
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert main(["profile", run, "phi", "--bins", "12"]) == 0
+    assert capsys.readouterr().out.count(" kT\n") == 12
+
+
+def test_frames_of_a_basin(run, ensemble, tmp_path):
+    path = tmp_path / "frames.pdb"
+    assert main(["view", run, "--by", "phi < 0", "-n", "7", "--out", str(path)]) == 0
+    frames = mdtraj.load(str(path))
+    assert frames.n_frames == 7
+    assert (mdtraj.compute_phi(frames)[1] < 0).all()
+    assert main(["view", run, "--out", str(tmp_path / "one.png")]) == 0
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["frames.pdb", "one.png"]
+
+
+def test_more_samples_are_a_run_again(run, tmp_path, capsys):
+    out = tmp_path / "more"
+    assert main(["sample", run, "-n", "500", "--seed", "3", "--out", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["n_samples"] == found["energy_evaluations"] == 500
+    assert main(["free-energy", str(out), "--basin", BASIN, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["n_samples"] == 500
+    assert again["ess_fraction"] == pytest.approx(found["ess_fraction"])
+    assert main(["sample", run, "-n", "500", "--out", str(out)]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["free-energy", "{tmp}", "--basin", BASIN], "holds no model.safetensors"),
+        (["free-energy", "{run}", "--basin", "0 < phi"], "write a name and an expression"),
+        (["free-energy", "{run}", "--basin", "A: 0 < phx"], "unknown name 'phx'"),
+        (["free-energy", "{run}", "--basin", BASIN, "--basin", BASIN], "two basins are called"),
+        (["profile", "{run}", "phi", "psi", "rg"], "one or two variables, not 3"),
+        (["profile", "{run}", "phi", "--out", "phi.xls"], "must end in .png or"),
+        (["view", "{run}", "--out", "{tmp}/none/a.pdb"], "there is no folder"),
+        (["view", "{run}", "-n", "0"], "at least one frame"),
+        (["sample", "{run}", "-n", "0.5"], "no positive whole number"),
+        (["sample", "{tmp}/nothing"], "holds no model.safetensors"),
+    ],
+)
+def test_bad_input_is_one_line(words, said, run, tmp_path, capsys):
+    assert main([word.format(run=run, tmp=tmp_path) for word in words]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error
+    assert error.startswith("boltzgen: error:")
+    assert not list(tmp_path.iterdir())
