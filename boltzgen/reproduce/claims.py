@@ -156,5 +156,5 @@ def _number(value: float) -> str:
     if not math.isfinite(value):
         return "failed"
     if value == 0 or 1e-2 <= abs(value) < 1e4:
-        return f"{value:.3g}"
+        return f"{value:.4g}"
     return f"{value:.1e}"

@@ -94,7 +94,8 @@ def run_settings(
         draw=partial(draw, target, curves, clouds, {kind.name: kind.label for kind in CURVES}, seeds[0]),
         notes=[
             "Percentages in the minor mode are of the samples as generated, without weights, the mean over the last "
-            f"quarter of the refinement; {settings.n_measured:,} samples a point."
+            f"quarter of the refinement; {settings.n_measured:,} samples a point.",
+            f"Wall time of all refinements: {format_duration(_seconds(curves))}, without the pre-trainings.",
         ],
         tables={"Refinements": _table(curves)},
     )
@@ -170,6 +171,11 @@ def _bottoms(target: DoubleWell, positions: Tensor) -> dict[str, float]:
         "major": float((low["major"] & ~in_minor).double().mean()),
         "minor": float((low["minor"] & in_minor).double().mean()),
     }
+
+
+def _seconds(curves: dict[int, dict[str, Curve]]) -> float:
+    """Also of what earlier calls left in checkpoints."""
+    return sum(curve.seconds for found in curves.values() for curve in found.values())
 
 
 def _true(target: DoubleWell) -> float:

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from boltzgen.plotting.style import Array, legend, plain
+from boltzgen.plotting.style import Array, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,12 +123,12 @@ def _minor_mode(
             if curve.failed is not None:
                 ax.plot(curve.steps[-1:], values[-1:], "x", color=COLOURS[name])
     largest = max(max(curve.values["minor"]) for found in curves.values() for curve in found.values())
-    ax.set_ylim(0, min(max(1.2 * largest, 1.5 * true), 100))
+    ax.set_ylim(0, 1.35 * max(largest, true))  # the legend stands above every curve
     ax.set_xlim(left=0)
     ax.set_xlabel("iterations of the refinement")
     ax.set_ylabel("minor mode / %")
     ax.set_title(f"samples in the minor mode, {len(curves)} seeds", fontsize="small")
-    legend(ax, loc="best")
+    ax.legend(fontsize="x-small", frameon=False, loc="upper center", ncols=3)
 
 
 def _energies(ax: Axes, data: Cloud, generated: Cloud, colour: str, title: str, top: float) -> None:

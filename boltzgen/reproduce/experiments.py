@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -111,9 +110,8 @@ def reproduce(
         raise ValueError(f"give at least one seed, and each once, not {list(seeds)}")
     from boltzgen.output_files import OutputFolder
 
-    started = time.monotonic()
     folder = OutputFolder(out, resume=True)
     folder.claim()
     report = import_module(experiment.module).run(scale, tuple(seeds), folder.path, say or (lambda line: None))
-    report.write(folder.path, command, time.monotonic() - started)
+    report.write(folder.path, command)
     return report

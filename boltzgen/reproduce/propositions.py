@@ -166,7 +166,7 @@ def run_settings(
             "the integral is -H/2 - log(2t)/2; both are shown beside the numerical one.",
             "Gradients by all parameters of the flow at once. K* and K = 1 leave the expectation of the weighted "
             "gradient as it is; KL(p_d || q) and KL(p_d || q_d) have different ones, and neither is that of KL(p || q) "
-            "where samples come from q: the cosines say how near they are.",
+            "where samples come from q: the cosines say how near they are. Weights p / q mend that.",
         ],
         tables={"Minibatch gradients": _table(found)},
     )

@@ -7,6 +7,7 @@ from boltzgen.reproduce.claims import Claim
 __all__ = ["CLAIMS"]
 
 CLOSE, FAR = 0.01, 0.1  # in total variation
+SAME = 1e-3  # nats; q still departs from sqrt(2 t p) by less at the last time
 EXPLODED = 5.0  # nats, a factor of 150
 
 CLAIMS = (
@@ -39,8 +40,8 @@ CLAIMS = (
         key="value of the divergence",
         where="proposition I.1, J.2",
         paper="KL(p || sqrt(2 t p)) = H(p)/2 - log(2t)/2",
-        rule="within 0.01 nats, with H(p) the entropy -integral of p log p",
-        holds=lambda f: abs(f["kl"] - f["kl_paper"]) < 0.01,
+        rule=f"within {SAME:g} nats, with H(p) the entropy -integral of p log p",
+        holds=lambda f: abs(f["kl"] - f["kl_paper"]) < SAME,
         shown={"kl": "numerical", "kl_paper": "H/2 - log(2t)/2", "kl_minus": "-H/2 - log(2t)/2"},
         unit="nats",
     ),
@@ -65,10 +66,9 @@ CLAIMS = (
         key="informative gradients",
         where="appendix I.1",
         paper="with it each minibatch gradient is informative",
-        rule="its cosine with the exact gradient of KL(p || q) larger than without, at either flow",
-        holds=lambda f: (
-            f["partial.cosine_normalised"] > f["partial.cosine"]
-            and f["complete.cosine_normalised"] > f["complete.cosine"]
+        rule="its cosine with the exact gradient of KL(p || q) positive, and larger than without, at either flow",
+        holds=lambda f: all(
+            f[f"{flow}.cosine_normalised"] > max(f[f"{flow}.cosine"], 0) for flow in ("partial", "complete")
         ),
         shown={
             "partial.cosine_normalised": "partial, with",

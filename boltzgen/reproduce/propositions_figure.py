@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from boltzgen.plotting.style import BASIN_COLOURS, legend, plain
 from boltzgen.reproduce.gradient_variance import Noise
@@ -91,6 +92,9 @@ def _minibatch(ax: Axes, fixed: Mapping[int, Mapping[str, list[float]]]) -> None
 def _variances(ax: Axes, noises: Noises) -> None:
     _points(ax, noises, lambda noise: noise.variance)
     ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylabel("variance of the gradient (trace)")
     ax.set_title("noise of minibatch gradients", fontsize="small")
     legend(ax, loc="best")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from boltzgen.output_files import write_bytes, write_json
-from boltzgen.progress import format_duration
 from boltzgen.reproduce.claims import Finding, findings_table, markdown_table
 from boltzgen.run.manifest import now, versions
 
@@ -95,9 +93,8 @@ class Report:
         lines = [f"# {self.title}", ""]
         if source is not None:
             kept = ", ".join(f"{name} {source['versions'][name]}" for name in ("boltzgen", "torch", "python"))
-            took = f"{format_duration(source['seconds'])} on {source['threads']} thread(s)"
-            seeds = ", ".join(map(str, self.seeds))
-            lines += [f"`{source['command']}`  ", f"{source['date']}, {kept}, seeds {seeds}, {took}", ""]
+            made = f"{source['date']}, {kept}, {source['threads']} thread(s), seeds {', '.join(map(str, self.seeds))}"
+            lines += [f"`{source['command']}`  ", made, ""]
         lines += [f"Paper: {PAPER}. Scale: {self.scale}.", "", findings_table(self.findings), ""]
         lines += [f"- {note}" for note in self.notes] + ([""] if self.notes else [])
         for title, table in self.tables.items():
@@ -107,7 +104,7 @@ class Report:
         lines += [markdown_table(("", "paper", "here"), rows), ""]
         return "\n".join(lines)
 
-    def write(self, folder: Path, command: str = "", seconds: float = math.nan) -> list[Path]:
+    def write(self, folder: Path, command: str = "") -> list[Path]:
         """Write ``NAME.json``, ``NAME.md`` and ``NAME.png``, each whole or not at all.
 
         Parameters
@@ -115,8 +112,6 @@ class Report:
         folder : Path
         command : str
             What was called, for the record.
-        seconds : float
-            Of the call that this is the result of; less than all where it went on from checkpoints.
 
         Raises
         ------
@@ -129,7 +124,6 @@ class Report:
             "date": now(),
             "versions": versions(),
             "threads": torch.get_num_threads(),
-            "seconds": seconds,
         }
         picture = io.BytesIO()
         figure = self.figure()
