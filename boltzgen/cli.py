@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from boltzgen import __version__
 from boltzgen.commands import COMMANDS, add_commands
@@ -36,6 +36,7 @@ examples:
   boltzgen run molecule.pdb --budget quick --basin 'C7ax: 0 < phi < 150' --basin 'C5: 90 < psi < 210 and phi < -120'
   boltzgen run molecule.pdb --solvent obc2 --temperature 310 --reference --out results
   boltzgen run molecule.pdb --out results --resume
+  boltzgen run systems/ace_ala3_nme.toml --seed 1      (a recipe: the same options in a file, see systems/)
   boltzgen run molecule.pdb --hydrogens network        (as in the paper, whose hydrogens sit at their minimum)
 
 basin expressions:
@@ -91,53 +92,45 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a generator on the energy of a molecule alone, and compute free energies with it.",
         epilog=f"{EPILOG}\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # defaults are those of RunOptions, under a recipe where there is one
     )
     add = run.add_argument
-    add("pdb", metavar="PDB", help="structure of one molecule without solvent, PDB or mmCIF")
+    add("pdb", metavar="PDB", help="structure of one molecule without solvent, PDB or mmCIF; or a recipe, TOML")
     add(
         "--forcefield",
-        default="charmm36m",
         metavar="NAME",
         help="force field, or an OpenMM XML file (default: charmm36m)",
     )
-    add("--solvent", default="none", metavar="NAME", help="none, hct, obc1, obc2, gbn or gbn2 (default: none)")
-    add("--temperature", type=_number, default=300.0, metavar="K", help="in kelvin (default: 300)")
-    add(
-        "--budget", default="standard", metavar="B", help="quick, standard, thorough, or a number of energy evaluations"
-    )
-    add("--basin", action="append", default=[], metavar="'NAME: EXPR'", help="basin for a free energy; may be repeated")
+    add("--solvent", metavar="NAME", help="none, hct, obc1, obc2, gbn or gbn2 (default: none)")
+    add("--temperature", type=_number, metavar="K", help="in kelvin (default: 300)")
+    add("--budget", metavar="B", help="quick, standard, thorough, or a number of energy evaluations")
+    add("--basin", action="append", metavar="'NAME: EXPR'", help="basin for a free energy; may be repeated")
     add(
         "--ph",
         type=_number,
-        default=7.0,
         metavar="PH",
         help="for protonation states that the file leaves open (default: 7)",
     )
     add(
         "--variant",
         action="append",
-        default=[],
         metavar="RES=STATE",
         help="protonation state, e.g. HIS5=HIE; may be repeated",
     )
     add("--reference", action="store_true", help="run parallel tempering too, and compare")
-    add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("--seed", type=_seed, default=0, metavar="N", help="of every random number (default: 0)")
+    add("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--seed", type=_seed, metavar="N", help="of every random number (default: 0)")
     add("--out", metavar="DIR", help="folder for the files, new or empty (default: PDB-FORCEFIELD-seedN)")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
-    add(
-        "--omega", choices=("trans", "free"), default="trans", help="amide torsions stay as in the file, or turn freely"
-    )
+    add("--omega", choices=("trans", "free"), help="amide torsions stay as in the file, or turn freely")
     add(
         "--coordinates",
         choices=("internal", "cartesian"),
-        default="internal",
         help="of the heavy atoms; cartesian starts in one basin and is not to be used without --reference",
     )
     add(
         "--hydrogens",
         choices=("flow", "network", "minimized"),
-        default="flow",
         help="drawn with exact density, or placed at their energy minimum h(x_C): the target is then "
         "exp(-U(h(x_C))/kT) on the heavy atoms x_C alone, not the Boltzmann distribution of the molecule",
     )
@@ -204,28 +197,9 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> int:
 
     folder = None
     try:
-        from boltzgen.collective_variables import parse_named_basins
         from boltzgen.run import RunOptions, execute, prepare
 
-        options = RunOptions(
-            pdb=arguments.pdb,
-            forcefield=arguments.forcefield,
-            solvent=arguments.solvent.lower(),
-            temperature=arguments.temperature,
-            budget=arguments.budget,
-            basins=parse_named_basins(arguments.basin),
-            ph=arguments.ph,
-            variants=_variants(arguments.variant),
-            reference=arguments.reference,
-            device=arguments.device,
-            seed=arguments.seed,
-            out=arguments.out,
-            resume=arguments.resume,
-            omega=arguments.omega,
-            coordinates=arguments.coordinates,
-            hydrogens=arguments.hydrogens,
-            command=("boltzgen", *words),
-        )
+        options = RunOptions(**_run_values(arguments), command=("boltzgen", *words))
         prepared = prepare(options, _say)
         started, folder = True, prepared.folder.path
         result = execute(prepared, _say)
@@ -290,6 +264,23 @@ def _one_line(error: BoltzgenError) -> str:
     if len(lines) == 3 and lines[2].strip() == "^":
         return f"{lines[0]} (at column {lines[2].index('^') - 1} of {lines[1].strip()!r})"
     return " ".join(line.strip() for line in lines)
+
+
+def _run_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `RunOptions`: those of a recipe, where one is given, under those of the command line."""
+    from boltzgen.collective_variables import parse_named_basins
+    from boltzgen.run.recipes import read_recipe
+
+    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "basin", "variant")}
+    if str(arguments.pdb).lower().endswith(".toml"):
+        given = read_recipe(arguments.pdb) | {name: value for name, value in given.items() if name != "pdb"}
+    if "basin" in arguments:
+        given["basins"] = parse_named_basins(arguments.basin)
+    if "variant" in arguments:
+        given["variants"] = _variants(arguments.variant)
+    if "solvent" in given:
+        given["solvent"] = given["solvent"].lower()
+    return given
 
 
 def _variants(texts: list[str]) -> dict[str, str]:
