@@ -240,3 +240,65 @@ def test_pictures_draw_where_they_are_told(samples) -> None:
     assert plotting.weights(ensemble, mine[1]) is mine[1]
     assert plotting.torsion_marginal(ensemble, "psi", ax=mine[2]) is mine[2]
     assert len(plt.get_fignums()) == 1
+
+
+def curve_named(ax, label):
+    """Heights and edges of one stair."""
+    (stairs,) = [patch for patch in ax.patches if str(patch.get_label()).startswith(label)]
+    data = stairs.get_data()
+    return data.values, data.edges
+
+
+def test_marginal_is_the_weighted_histogram_of_any_variable(samples) -> None:
+    ensemble, phi, _ = samples
+    ax = plotting.marginal(ensemble, "phi", reference=ensemble, bins=72)
+    heights, edges = curve_named(ax, "generated, reweighted")
+    expected, _ = np.histogram(phi, edges, weights=ensemble.weights)
+    np.testing.assert_allclose(heights * np.diff(edges), expected, atol=1e-12)
+    np.testing.assert_allclose(curve_named(ax, "reference")[0], heights)
+    raw, _ = curve_named(ax, "as generated")
+    assert not np.allclose(raw, heights)
+    assert "degrees" in ax.get_xlabel()
+
+
+def test_marginal_says_what_lies_beyond_its_axis(samples) -> None:
+    ensemble, _, _ = samples
+    positions = ensemble.positions.copy()
+    positions[0, 0] += 50.0
+    log_weights = ensemble.log_weights.copy()
+    log_weights[0] = log_weights.max() - 20
+    far = Ensemble(positions, log_weights, ensemble.kT, molecule=ensemble.molecule)
+    ax = plotting.marginal(far, "distance(0, 20)")
+    assert "as generated (0.25 % beyond the axis" in legend_text(ax)
+    assert "nm" in ax.get_xlabel()
+
+
+def test_centres_of_mass_follow_a_displacement(samples) -> None:
+    ensemble, _, _ = samples
+    moved = Ensemble(
+        ensemble.positions + [3.0, 0.0, 0.0], ensemble.log_weights, ensemble.kT, molecule=ensemble.molecule
+    )
+    here, there = (plotting.centres_of_mass(one).get_xlim() for one in (ensemble, moved))
+    assert there[0] > here[1] + 1.0
+
+
+def test_convergence_ends_at_the_estimate_of_all_samples(samples) -> None:
+    ensemble, _, _ = samples
+    whole = ensemble.free_energy({"A": "phi < 0"})["A"]
+    ax = plotting.convergence(ensemble, "phi < 0", reference=(whole.low, whole.high))
+    line = ax.get_lines()[0]
+    assert line.get_xdata()[-1] == len(ensemble)
+    assert line.get_ydata()[-1] == pytest.approx(whole.value)
+    part = ensemble[:100].free_energy({"A": "phi < 0"})["A"]
+    assert line.get_ydata()[0] == pytest.approx(part.value)
+    with pytest.raises(ValueError, match="too few"):
+        plotting.convergence(ensemble[:50], "phi < 0")
+
+
+def test_convergence_refuses_chains_and_counts_what_is_undetermined(samples) -> None:
+    ensemble, _, _ = samples
+    chain = Ensemble(ensemble.positions, ensemble.log_weights, ensemble.kT, molecule=ensemble.molecule, kind="chain")
+    with pytest.raises(ValueError, match="chain"):
+        plotting.convergence(chain, "phi < 0")
+    ax = plotting.convergence(ensemble, "distance(0, 1) < 50")
+    assert "without a sample in the basin, or outside it" in legend_text(ax)

@@ -6,6 +6,7 @@ left out without saying so. Colours are Okabe and Ito's (told apart by colour-bl
 a line style of its own, for print.
 """
 
+from boltzgen.plotting.distributions import centres_of_mass, convergence, marginal
 from boltzgen.plotting.energies import energy_correlation, energy_histogram, weights
 from boltzgen.plotting.profiles import profile
 from boltzgen.plotting.torsions import (
@@ -19,10 +20,13 @@ from boltzgen.plotting.torsions import (
 from boltzgen.plotting.training import populations, training_curve
 
 __all__ = [
+    "centres_of_mass",
+    "convergence",
     "energy_correlation",
     "energy_histogram",
     "free_energy_map",
     "free_energy_profile",
+    "marginal",
     "populations",
     "profile",
     "ramachandran",
