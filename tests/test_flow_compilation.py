@@ -7,6 +7,7 @@ import torch
 from analytic import GaussianFlow
 from test_local_hydrogens import SMALL, roughened
 from test_training_parts import harmonic_generator
+from torch._dynamo.utils import counters
 
 from boltzgen.energy import CompiledPotential
 from boltzgen.flows.compilation import CompiledFlow
@@ -48,15 +49,28 @@ def test_a_molecular_flow_is_compiled_whole(dipeptide):
     assert torch.equal(streams[0].get_state(), streams[1].get_state())
 
 
-def test_small_compiled_flows_run_on_one_thread(flow):
+@pytest.fixture
+def two_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        with CompiledFlow(flow, 16).suited_threads():
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("loss", ["l2+", "reverse-kl-path"])
+def test_a_training_uses_what_it_compiles_and_compiles_it_once(two_threads, loss):
+    """Once, it compiled without gradients, which failed, and again for another number of threads."""
+    training = Training(harmonic_generator(), [Stage("a", loss, 3)], batch_size=64, compile=True)
+    counters.clear()
+    training.run()
+    assert training._drawing._compiled.reason == ""
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_small_compiled_flows_run_on_one_thread(flow, two_threads):
+    with CompiledFlow(flow, 16).suited_threads():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
 
 
 def test_without_a_compiler_everything_is_eager(flow, monkeypatch):

@@ -53,10 +53,15 @@ class CompiledFlow:
         self._density: Callable[[Tensor], Tensor] | None = None
         self._place: Callable[[Any], Tensor] | None = None
         parameters = [p for p in flow.parameters() if p.requires_grad]
-        self._n_parameters = sum(p.numel() for p in parameters)
+        self._is_small = sum(p.numel() for p in parameters) < ONE_THREAD_BELOW
         stream = torch.Generator(parameters[0].device).manual_seed(0)
         try:
-            with shown_wait("compiling the flow for torch, once (one to three minutes; less when cached)"):
+            # What is compiled for another number of threads, or without gradients, is compiled again when used.
+            with (
+                shown_wait("compiling the flow for torch, once (one to three minutes; less when cached)"),
+                _threads(1 if self._is_small else None),
+                torch.enable_grad(),
+            ):
                 self._compile_density(batch_size, stream, parameters)
                 if isinstance(flow, MolecularFlow):
                     self._compile_samples(flow, batch_size, stream)
@@ -65,18 +70,9 @@ class CompiledFlow:
             self.reason = f"torch.compile cannot be used for the flow: {lines[0] if lines else type(error).__name__}"
             log.warning("%s; training without it", self.reason)
 
-    @contextlib.contextmanager
-    def suited_threads(self) -> Iterator[None]:
+    def suited_threads(self) -> contextlib.AbstractContextManager[None]:
         """One thread for as long as this lasts, if the networks are so small that they are faster on one."""
-        threads = torch.get_num_threads()
-        one = self._density is not None and self._n_parameters < ONE_THREAD_BELOW
-        try:
-            if one:
-                torch.set_num_threads(1)
-            yield
-        finally:
-            if one:
-                torch.set_num_threads(threads)
+        return _threads(1 if self._density is not None and self._is_small else None)
 
     def log_prob(self, positions: Tensor) -> Tensor:
         """Log q (B,) of positions (B, N, 3) in nm."""
@@ -119,6 +115,19 @@ class CompiledFlow:
             found, expected = compiled(base), place(base)
         _check(expected, found, "samples")
         self._place = compiled
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Threads of torch for as long as this lasts; as they are if None."""
+    before = torch.get_num_threads()
+    try:
+        if number is not None:
+            torch.set_num_threads(number)
+        yield
+    finally:
+        if number is not None:
+            torch.set_num_threads(before)
 
 
 def _fresh(function: Function) -> Function:

@@ -27,13 +27,13 @@ Drawn = tuple[Tensor, Tensor, Tensor]  # positions (B, ...), log q and reduced e
 class Drawing:
     """Draws batches over all shards and processes.
 
-    ``options`` of the methods are those of the flow: its temperature, if it knows one. Compiled functions are used
-    without any only, for a temperature changes.
+    ``options`` of the methods are those of the flow: its temperature, if it knows one.
 
     Parameters
     ----------
     compile : bool
-        Whether density and samples go through torch.compile.
+        Whether density and samples go through torch.compile, within `suited_threads`. They must not then have options,
+        for a temperature changes.
     """
 
     def __init__(
@@ -83,30 +83,34 @@ class Drawing:
         defined = torch.isfinite(log_q)  # the flow may have moved away
         return positions[defined], log_q[defined], reduced[defined]
 
-    def suited_threads(self) -> contextlib.AbstractContextManager[None]:
-        """As many threads as are best for what is compiled, for as long as this lasts."""
-        return contextlib.nullcontext() if self._compiled is None else self._compiled.suited_threads()
+    def suited_threads(self, stage: Stage) -> contextlib.AbstractContextManager[None]:
+        """As many threads as are best for the steps of a stage, for as long as this lasts.
+
+        What the stage needs compiled is compiled here: from its first step on it runs on the same threads.
+        """
+        loss = self._losses[stage.loss]
+        if not self._compile or not (loss.detached or loss.samples == "path" or stage.replay):
+            return contextlib.nullcontext()
+        if self._compiled is None:
+            n = sum(size for size, _ in self._shards.shares_of(stage.n_fresh(self._batch_size)))
+            self._compiled = CompiledFlow(self._generator.flow, n)
+        return self._compiled.suited_threads()
 
     def _sample(self, n_samples: int, stream: torch.Generator, options: dict[str, float]) -> Tensor:
         """Positions without gradient."""
-        if options or not self._compile:
+        if options or self._compiled is None:
             return self._generator.flow.sample_and_log_prob(n_samples, stream, **options)[0]
-        return self._compiled_flow(n_samples).sample(n_samples, stream)
+        return self._compiled.sample(n_samples, stream)
 
     def _log_prob(self, positions: Tensor, options: dict[str, float]) -> Tensor:
         """Log q at fixed positions; without gradient where it is not finite."""
         density = self._generator.flow.log_prob
-        if options or not self._compile:
+        if options or self._compiled is None:
             log_q = density(positions, **options)
         else:
-            log_q = self._compiled_flow(len(positions)).log_prob(positions)
+            log_q = self._compiled.log_prob(positions)
         finite = torch.isfinite(log_q)
         if bool(finite.all()):
             return log_q
         # The gradient of an infinity is NaN even where the loss leaves it out.
         return log_q.detach().index_put((finite,), density(positions[finite], **options))
-
-    def _compiled_flow(self, batch_size: int) -> CompiledFlow:
-        if self._compiled is None:
-            self._compiled = CompiledFlow(self._generator.flow, batch_size)
-        return self._compiled

@@ -128,7 +128,9 @@ class Training:
             log.warning("every process trains on its own: call boltzgen.training.start_processes() first")
         self._shards = Shards(generator, self.processes, shards)
         self._shards.check(stages, batch_size)
-        self._drawing = Drawing(generator, self.losses, self._shards, self.buffer, batch_size, self.compile)
+        self._hottest = _hottest(generator)
+        compiles = self.compile and self._hottest is None
+        self._drawing = Drawing(generator, self.losses, self._shards, self.buffer, batch_size, compiles)
         self._parameters = list(generator.flow.parameters())
         self.processes.same_start(self._parameters)
         self.objectives = {name: loss.start(self._parameters) for name, loss in self.losses.items()}
@@ -145,7 +147,6 @@ class Training:
         self._cooling: Cooling | None = None
         self._raw: list[Tensor] | None = None  # parameters behind the averages, of a training that was stopped
         self._seed = generator.seed
-        self._hottest = _hottest(generator)
         if self._hottest is not None and self._loss_modules():
             raise ValueError("a loss that learns log Z needs one temperature: train without a temperature range")
 
@@ -193,7 +194,7 @@ class Training:
                 break
             stage, within = self.locate(self.step)
             heat = self._heat_of(stage, within)
-            with self._drawing.suited_threads():
+            with self._drawing.suited_threads(stage):
                 loss = self._one_step(stage, within, heat)
             self.step += 1
             self.seconds = time.monotonic() - started
