@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import shlex
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 
 from boltzgen import __version__
 from boltzgen.commands import COMMANDS, add_commands
+from boltzgen.commands.stored import finite_number, seed_number
 from boltzgen.errors import BoltzgenError
 from boltzgen.reproduce.command import add_options, run_command
 
@@ -102,12 +102,12 @@ def _parser() -> argparse.ArgumentParser:
         help="force field, or an OpenMM XML file (default: charmm36m)",
     )
     add("--solvent", metavar="NAME", help="none, hct, obc1, obc2, gbn or gbn2 (default: none)")
-    add("--temperature", type=_number, metavar="K", help="in kelvin (default: 300)")
+    add("--temperature", type=finite_number, metavar="K", help="in kelvin (default: 300)")
     add("--budget", metavar="B", help="quick, standard, thorough, or a number of energy evaluations")
     add("--basin", action="append", metavar="'NAME: EXPR'", help="basin for a free energy; may be repeated")
     add(
         "--ph",
-        type=_number,
+        type=finite_number,
         metavar="PH",
         help="for protonation states that the file leaves open (default: 7)",
     )
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--reference", action="store_true", help="run parallel tempering too, and compare")
     add("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("--seed", type=_seed, metavar="N", help="of every random number (default: 0)")
+    add("--seed", type=seed_number, metavar="N", help="of every random number (default: 0)")
     add("--out", metavar="DIR", help="folder for the files, new or empty (default: PDB-FORCEFIELD-seedN)")
     add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     add("--omega", choices=("trans", "free"), help="amide torsions stay as in the file, or turn freely")
@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Run an experiment of Felardos, Hénin, Charpiat (2022) again: a table of what the paper says "
         "beside what is found here, with its figure.",
     )
-    add_options(again, _seed)
+    add_options(again, seed_number)
     add_commands(commands)
     return parser
 
@@ -293,19 +293,3 @@ def _variants(texts: list[str]) -> dict[str, str]:
             raise StructureError(f"cannot read --variant {text!r}: write RES=STATE, e.g. HIS5=HIE")
         found[residue] = state
     return found
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return value
-
-
-def _seed(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) < 2**32):
-        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0 to 2^32 - 1, not {text!r}")
-    return int(text)

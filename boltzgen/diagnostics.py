@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 from scipy.stats import binom
 
 from boltzgen.correlation import by_chain, split_r_hat, statistical_inefficiency
+from boltzgen.errors import EstimateError
 
 __all__ = [
     "ClippedEss",
@@ -43,12 +44,12 @@ def normalized_weights(log_weights: np.ndarray) -> np.ndarray:
 
     Raises
     ------
-    ValueError
+    EstimateError
         If every weight is zero.
     """
     largest = np.max(log_weights)
     if not np.isfinite(largest):
-        raise ValueError("no sample has a finite log-weight: every generated configuration has infinite energy")
+        raise EstimateError("no sample has a finite log-weight: every generated configuration has infinite energy")
     weights = np.exp(log_weights - largest)
     return np.asarray(weights / weights.sum())
 

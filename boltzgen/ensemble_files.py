@@ -6,6 +6,9 @@ import contextlib
 import ctypes
 import os
 import sys
+import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +33,8 @@ _ARRAYS = {
     "log_rigid_integral": "log_rigid_integral",
     "groups": "groups",
 }
+_DAMAGE = (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error)  # how a damaged file comes out
+_C_OUTPUT = threading.Lock()  # of two threads, the second would take the silence of the first for the output
 _VALUES = ("kT", "kind", "target", "n_lost", "n_defects", "evaluations", "dimension")
 
 
@@ -67,8 +72,10 @@ def load_ensemble(folder: str | os.PathLike[str], molecule: Molecule | None) -> 
             arrays = {name: stored[key] for name, key in _ARRAYS.items() if key in stored}
             values = {name: stored[name].item() for name in _VALUES if name in stored}
         positions = _read(found[0], folder / "topology.pdb")
-    except (OSError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         raise OutputError(f"cannot read the samples in {folder}: {error}") from error
+    if "log_weights" not in arrays or arrays["log_weights"].ndim != 1:
+        raise OutputError(f"cannot read the samples in {folder}: weights.npz holds no list of log-weights")
     if "kT" not in values:
         if molecule is None:
             raise OutputError(f"{folder} does not say its temperature (an older version wrote it): give the molecule")
@@ -112,17 +119,23 @@ def _read(path: Path, topology: Path) -> np.ndarray:
 @contextlib.contextmanager
 def _silent_c() -> Iterator[None]:
     """The reader of DCD files greets on C's standard output, where a command may be writing JSON."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
+    with _C_OUTPUT, contextlib.ExitStack() as undo:
+        with contextlib.suppress(OSError, AttributeError):  # without standard output there is nothing to protect
+            sys.stdout.flush()
+            _flush_c()
+            kept = os.dup(1)
+            undo.callback(os.close, kept)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            undo.callback(os.close, nowhere)
+            os.dup2(nowhere, 1)
+            undo.callback(os.dup2, kept, 1)
+            undo.callback(_flush_c)
         yield
-    finally:
-        with contextlib.suppress(OSError, TypeError, AttributeError):  # where C's library is not found by no name
-            ctypes.CDLL(None).fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+
+
+def _flush_c() -> None:
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # where C's library is not found by no name
+        ctypes.CDLL(None).fflush(None)
 
 
 def _atomic(path: Path, write: Callable[[Path], Any]) -> None:

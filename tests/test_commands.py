@@ -1,6 +1,7 @@
 """Commands on a finished run: their numbers are those of the library, and bad input is one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -99,6 +100,12 @@ def test_more_samples_are_a_run_again(run, tmp_path, capsys):
         (["view", "{run}", "--out", "{tmp}/none/a.pdb"], "there is no folder"),
         (["view", "{run}", "-n", "0"], "at least one frame"),
         (["sample", "{run}", "-n", "0.5"], "no positive whole number"),
+        (["sample", "{run}", "-n", "inf"], "no positive whole number"),
+        (["sample", "{run}", "--seed", "-1"], "a seed is a whole number"),
+        (["sample", "{run}", "--device", "gpu", "--out", "{tmp}/out"], "unknown device 'gpu'"),
+        (["view", "{run}", "--seed", "-1"], "a seed is a whole number"),
+        (["view", "{run}", "--out", "/proc/frames.pdb"], "cannot be written"),
+        (["free-energy", "{run}", "--basin", BASIN, "--temperature", "inf"], "not a finite number"),
         (["sample", "{tmp}/nothing"], "holds no model.safetensors"),
     ],
 )
@@ -108,3 +115,51 @@ def test_bad_input_is_one_line(words, said, run, tmp_path, capsys):
     assert said in error
     assert error.startswith("boltzgen: error:")
     assert not list(tmp_path.iterdir())
+
+
+def truncated(content):
+    return content[: len(content) // 2]
+
+
+def emptied(content):
+    return b""
+
+
+def overwritten(content):
+    return content[:3000] + bytes(400) + content[3400:]
+
+
+@pytest.mark.parametrize("damage", [truncated, emptied, overwritten])
+@pytest.mark.parametrize("name", ["weights.npz", "samples.dcd", "topology.pdb"])
+def test_a_damaged_run_is_one_line(damage, name, run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "a run")
+    (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    code = main(["free-energy", str(folder), "--basin", BASIN])
+    error = capsys.readouterr().err
+    assert "defect" not in error
+    if name == "weights.npz" or damage is emptied:
+        assert code == 2
+        assert error.startswith("boltzgen: error:")
+
+
+def test_weights_that_are_missing_or_undefined_are_named(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    stored = dict(np.load(folder / "weights.npz"))
+    for wrong, said in ((None, "no list of log-weights"), (stored["log_weights"] * np.nan, "finite log-weight")):
+        kept = {name: value for name, value in stored.items() if name != "log_weights"}
+        np.savez(folder / "weights.npz", **kept, **({} if wrong is None else {"log_weights": wrong}))
+        assert main(["free-energy", str(folder), "--basin", BASIN]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_reading_in_two_threads_leaves_standard_output(run):
+    """Once, each thread took the silence of the other for the output to restore."""
+    program = (
+        "import sys, threading, boltzgen\n"
+        "read = lambda: [boltzgen.Ensemble.load(sys.argv[1]) for _ in range(20)]\n"
+        "threads = [threading.Thread(target=read) for _ in range(4)]\n"
+        "[t.start() for t in threads], [t.join() for t in threads]\n"
+        "print('still here')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, run], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "still here"

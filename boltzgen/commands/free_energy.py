@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from boltzgen.commands.stored import add_json, add_run, print_json, read_ensemble
+from boltzgen.commands.stored import add_json, add_run, finite_number, print_json, read_ensemble
 
 __all__ = ["EPILOG", "HELP", "add_options", "run_command"]
 
@@ -23,7 +23,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add = parser.add_argument
     add("--basin", action="append", required=True, metavar="'NAME: EXPR'", help="may be repeated")
-    add("--temperature", type=float, metavar="K", help="weight the samples at this temperature (default: the run's)")
+    add(
+        "--temperature",
+        type=finite_number,
+        metavar="K",
+        help="weight the samples at this temperature (default: the run's)",
+    )
     add_json(parser)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from boltzgen.commands.stored import add_json, print_json, read_generator
+from boltzgen.commands.stored import add_json, print_json, read_generator, seed_number
 
 __all__ = ["EPILOG", "HELP", "add_options", "run_command"]
 
@@ -24,9 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="output folder of boltzgen run, or a model file")
     add = parser.add_argument
     add("-n", type=_positive, default=100_000, metavar="N", help="number of samples (default: 100000)")
-    add("--seed", type=int, default=1, metavar="N", help="of the random numbers (default: 1)")
+    add("--seed", type=seed_number, default=1, metavar="N", help="of the random numbers (default: 1)")
     add("--format", choices=("dcd", "nc", "xtc", "pdb", "npz"), default="dcd", help="of the positions (default: dcd)")
-    add("--device", metavar="D", help="cpu, cuda or cuda:N (default: that of the model file)")
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--out", default="samples", metavar="DIR", help="folder, new or empty (default: samples)")
     add_json(parser)
 
@@ -34,9 +34,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run_command(options: argparse.Namespace) -> None:
     """Draw, save and say what the samples are worth."""
     from boltzgen.output_files import OutputFolder
+    from boltzgen.run.options import choose_device
 
     folder = OutputFolder(options.out)
-    generator = read_generator(options.run, options.seed, options.device)
+    generator = read_generator(options.run, options.seed, choose_device(options.device))
     ensemble = generator.sample(options.n)
     folder.claim()
     ensemble.save(folder.path, options.format)
@@ -63,7 +64,10 @@ def run_command(options: argparse.Namespace) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(float(text))
+    try:
+        value = int(float(text))  # 1e6 is one
+    except (ValueError, OverflowError):
+        value = 0
     if value < 1 or value != float(text):
         raise argparse.ArgumentTypeError(f"{text} is no positive whole number")
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,21 @@ from typing import TYPE_CHECKING, Any
 from boltzgen.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
+    import torch
+
     from boltzgen.ensemble import Ensemble
     from boltzgen.generator import BoltzmannGenerator
 
-__all__ = ["add_json", "add_run", "print_json", "read_ensemble", "read_generator", "writable_file"]
+__all__ = [
+    "add_json",
+    "add_run",
+    "finite_number",
+    "print_json",
+    "read_ensemble",
+    "read_generator",
+    "seed_number",
+    "writable_file",
+]
 
 MODEL = "model.safetensors"
 
@@ -29,7 +41,25 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON, NaN and infinities as null")
 
 
-def read_generator(run: str, seed: int | None = None, device: str | None = None) -> BoltzmannGenerator:
+def finite_number(text: str) -> float:
+    """What an option gives as a number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """What an option gives as a seed."""
+    if not (text.isascii() and text.isdigit() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0 to 2^32 - 1, not {text!r}")
+    return int(text)
+
+
+def read_generator(run: str, seed: int | None = None, device: str | torch.device = "cpu") -> BoltzmannGenerator:
     """The generator of a run.
 
     Parameters
@@ -50,7 +80,7 @@ def read_generator(run: str, seed: int | None = None, device: str | None = None)
     model = path / MODEL if path.is_dir() else path
     if not model.is_file():
         raise CheckpointError(f"{path} holds no {MODEL}: give the output folder of a finished boltzgen run")
-    generator = BoltzmannGenerator.load(model, **({} if device is None else {"device": device}))
+    generator = BoltzmannGenerator.load(model, device)
     if seed is not None:
         generator.rng.manual_seed(seed)
     return generator

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
+from pathlib import Path
 
-from boltzgen.commands.stored import add_run, read_ensemble, writable_file
+from boltzgen.commands.stored import add_run, read_ensemble, seed_number, writable_file
 
 __all__ = ["EPILOG", "HELP", "add_options", "run_command"]
 
@@ -26,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-n", type=int, default=50, metavar="N", help="number of frames (default: 50)")
     add("--by", default="weight", metavar="HOW", help="weight, random, or a basin expression (default: weight)")
-    add("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
+    add("--seed", type=seed_number, default=0, metavar="N", help="of the draw (default: 0)")
     add("--out", default="frames.pdb", metavar="FILE", help="models of a .pdb file, or a .png (default: frames.pdb)")
 
 
@@ -45,10 +47,8 @@ def run_command(options: argparse.Namespace) -> None:
         write_bytes(path, structure_png(ensemble.require_molecule(), frames.xyz[0]))
         print(f"a picture of one frame is in {path}")
         return
-    partial = path.with_name(f".{path.stem}.partial.pdb")
-    try:
-        frames.save_pdb(str(partial))
-        write_bytes(path, partial.read_bytes())
-    finally:
-        partial.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:  # mdtraj writes to names only
+        whole = Path(folder) / "frames.pdb"
+        frames.save_pdb(str(whole))
+        write_bytes(path, whole.read_bytes())
     print(f"{len(frames)} frames are in {path}")
