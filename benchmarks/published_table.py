@@ -98,10 +98,11 @@ def _phi(histogram: str, molecule: Molecule) -> str:
 
 
 def positive_share(grids: np.ndarray) -> float:
-    """Weight of 0 < phi < 150 degrees, on the grid."""
+    """Weight of 0 < phi < 150 degrees, on the grid; of the cell that 150 divides, the part below it."""
     by_phi = grids.sum((0, 2))
-    centres = (np.arange(len(by_phi)) + 0.5) * 360 / len(by_phi) - 180
-    return float(by_phi[(centres > 0) & (centres < 150)].sum() / by_phi.sum())
+    edges = np.linspace(-180, 180, len(by_phi) + 1)
+    inside = np.clip(np.minimum(edges[1:], 150) - np.maximum(edges[:-1], 0), 0, None) / np.diff(edges)
+    return float(by_phi @ inside / by_phi.sum())
 
 
 def basins_of(molecule: Molecule, positions: np.ndarray) -> dict[str, np.ndarray]:
