@@ -315,7 +315,8 @@ class Ensemble:
         Parameters
         ----------
         *variables : str
-            As in `boltzgen.parse_variable`, for instance "phi", "psi", "rg"; regions give true or false.
+            As in `boltzgen.collective_variables.parse_variable`, for instance "phi", "psi", "rg"; regions give true or
+            false.
 
         Raises
         ------

@@ -62,6 +62,30 @@ def test_bad_recipes_say_what_to_do(tmp_path, text, said):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("seed = -3", "a seed is a whole number from 0"),
+        ("seed = 99999999999999999999", "a seed is a whole number from 0"),
+        ("n_samples = 0", "at least one sample"),
+        ('omega = "maybe"', "choose trans or free"),
+        ('basins = {"" = "0 < phi < 150"}', "needs a name"),
+    ],
+)
+def test_values_that_cannot_be_are_named_before_the_training(tmp_path, capsys, line, said):
+    path = tmp_path / "recipe.toml"
+    path.write_text(f"pdb = '{SYSTEMS / 'alanine_dipeptide.pdb'}'\n{line}\n")
+    assert cli.main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_of_a_windows_editor_is_read(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b'\xef\xbb\xbfpdb = "a.pdb"\r\nseed = 3\r\n')
+    assert read_recipe(path) == {"pdb": tmp_path / "a.pdb", "seed": 3}
+
+
 def test_a_recipe_that_is_not_there_is_one_line(capsys):
     assert cli.main(["run", "nothing.toml"]) == 2
     assert capsys.readouterr().err.strip() == "boltzgen: error: nothing.toml: cannot be read: No such file or directory"

@@ -18,7 +18,7 @@ examples:
   boltzgen profile RUN 'distance(ALA2:N, ALA2:O)'
 
 Variables are torsions by name (phi, psi, chi1, phi[2]; degrees), distance(ATOM, ATOM) (nm), rg and others as in
-boltzgen.parse_variable. Without --out a profile along one variable is printed.
+boltzgen.collective_variables.parse_variable. Without --out a profile along one variable is printed.
 """
 
 

@@ -50,8 +50,8 @@ def marginal(
     ----------
     ensemble : Ensemble
     variable : str or callable
-        As in `boltzgen.parse_variable`: "phi", "distance(4, 6)", "angle(4, 6, 8)", "rg"; or a function of positions
-        (n, N, 3) in nm to (n,).
+        As in `boltzgen.collective_variables.parse_variable`: "phi", "distance(4, 6)", "angle(4, 6, 8)", "rg"; or a
+        function of positions (n, N, 3) in nm to (n,).
     reference : Ensemble, optional
     ax : Axes, optional
     bins : int

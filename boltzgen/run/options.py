@@ -94,7 +94,7 @@ class RunOptions:
 
 
 def check_kinds_of_run(options: RunOptions) -> None:
-    """Refuse kinds of generators that are unknown, or that a reference run cannot be compared with.
+    """Refuse numbers and kinds of generators that cannot be, or that a reference run cannot be compared with.
 
     Raises
     ------
@@ -103,6 +103,12 @@ def check_kinds_of_run(options: RunOptions) -> None:
     """
     from boltzgen.flows.assembly import check_kinds
 
+    if not 0 <= options.seed < 2**32:
+        raise OptionError(f"a seed is a whole number from 0 to 2^32 - 1, not {options.seed}")
+    if options.n_samples < 1:
+        raise OptionError(f"n_samples = {options.n_samples}: at least one sample")
+    if options.omega not in ("trans", "free"):
+        raise OptionError(f"unknown omega = {options.omega!r}: choose trans or free")
     try:
         check_kinds(options.coordinates, options.hydrogens)
     except ValueError as error:
@@ -129,6 +135,8 @@ def choose_basins(options: RunOptions, molecule: Molecule) -> dict[str, str]:
     if not chosen and _has_alanine_like_phi(molecule):
         chosen = dict(DEFAULT_BASIN)
     for name, expression in chosen.items():
+        if not name.strip():
+            raise SelectionError(f"the basin {expression!r} needs a name")
         try:
             parse_basin(expression, molecule)
         except SelectionError as error:
