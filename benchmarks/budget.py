@@ -125,6 +125,7 @@ def draw(work: Path) -> None:
     truth, bound = known["delta_f_kT"], known["half_width_kT"]
     runs = {name: sorted(work.glob(f"{name.replace(' ', '_')}-seed*.json")) for name in [*LOSSES, TEMPERING]}
     loaded = {name: [json.loads(path.read_text()) for path in paths] for name, paths in runs.items() if paths}
+    last = max(point["evaluations"] for name in LOSSES for run in loaded.get(name, []) for point in run["curve"])
     figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
     table = Table("|error of ΔF(C7ax)|, kT", ("method", "evaluations", "median", "least", "most", "ESS, median"))
     for (name, records), colour in zip(loaded.items(), COLOURS, strict=False):
@@ -146,7 +147,8 @@ def draw(work: Path) -> None:
         "`python benchmarks/budget.py`; every curve is read off one run each; median and range over the runs",
         f"reference: {truth:.3f} +- {bound:.3f} kT; an error below the second figure says nothing more",
         "evaluations of a training include those of the samples at that mark (a fifth of the training's)",
-        "none: no sample in the basin",
+        f"none: no sample in the basin; each training is planned for {last:.3g} evaluations, so that its early marks "
+        "are read while it is still hot: who has that budget only would cool faster",
         f"parallel tempering: {REPLICAS} temperatures to 1200 K, {LADDERS} ladders, 1 fs; each evaluation with forces",
     ]
     (RESULTS / "budget.md").write_text(table.markdown())
