@@ -177,7 +177,7 @@ def main() -> None:
         "`python benchmarks/published.py train|measure TARGET`, `python benchmarks/published_references.py TARGET`, "
         "`python benchmarks/published_table.py`. No data; no checkpoint chosen by its ESS. Blocks of 1e6 samples of "
         "the final weights; clipped: the largest 1e-4 of all weights, as in the published values. Minutes: wall time, "
-        "one thread, other programs beside it. Populations: 0 < phi < 150 degrees."
+        "one thread, other programs beside it, pauses included. Populations: 0 < phi < 150 degrees."
     )
     text = "\n".join(["# Published benchmarks", "", notes, "", *(table.markdown() for table in tables)])
     (RESULTS / "published.md").write_text(text)
