@@ -8,7 +8,8 @@ run starts from the same structure, in C7eq. The trainings share their first sta
 schedule, and differ in the loss of cooling and refinement. A whole curve is read off each run: at each mark the
 averaged weights of that moment draw samples, and what these cost is counted with what the training had cost so far;
 samples of earlier marks are not counted, for a user who stops at this mark would not have drawn them. Parallel
-tempering at each mark uses all frames but the first fifth. Samples are used as they are: no clipping.
+tempering at each mark uses all frames but the first fifth, and of these the ones within the domain (trans amides).
+Samples are used as they are: no clipping.
 
 Writes a file for each finished run to --work, benchmarks/results/budget.png, budget.md and budget.json.
 """
@@ -36,7 +37,7 @@ from boltzgen.diagnostics import effective_sample_fraction
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.molecule import Molecule
 from boltzgen.output_files import write_json
-from boltzgen.sampling import parallel_tempering, shipped_reference
+from boltzgen.sampling import domain_of, parallel_tempering, shipped_reference
 from boltzgen.training import Training
 
 LOSSES = {"L2+": "l2+", "reverse KL": "reverse-kl", "weighted forward KL": "weighted-forward-kl"}
@@ -99,12 +100,14 @@ def temper(seed: int, evaluations: float) -> list[dict[str, Any]]:
         burn_in=0.0,
         seed=seed,
     )
-    inside = np.asarray(parse_basin(BASIN, molecule).contains(run.ensemble.positions)).reshape(-1, LADDERS)
+    frames = run.ensemble.positions
+    inside = np.asarray(parse_basin(BASIN, molecule).contains(frames)).reshape(-1, LADDERS)
+    counted = np.asarray(domain_of(molecule)(frames), dtype=float).reshape(-1, LADDERS)  # hot replicas isomerise
     curve = []
     for mark in marks(evaluations, n=round(N_MARKS * math.log(evaluations / 1e5) / math.log(16))):
         last = min(mark // (per_step * SAVE_EVERY), len(inside))
-        seen = inside[last // 5 : last].ravel()
-        found = difference(np.ones(len(seen)), seen)
+        rows = slice(last // 5, last)
+        found = difference(counted[rows].ravel(), inside[rows].ravel())
         curve.append({"evaluations": last * per_step * SAVE_EVERY, "delta_f_kT": found})
     print(TEMPERING, seed, curve[-1], f"{time.monotonic() - begin:.0f} s", flush=True)
     return curve
@@ -168,7 +171,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[*LOSSES, TEMPERING], choices=[*LOSSES, TEMPERING])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--evaluations", type=float, default=1.6e6, help="of each training")
-    parser.add_argument("--tempering", type=float, default=5e7, help="evaluations of each run of parallel tempering")
+    parser.add_argument("--tempering", type=float, default=1.5e7, help="evaluations of each run of parallel tempering")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "budget")
     parser.add_argument("--draw", action="store_true", help="only the picture and the table")
     options = parser.parse_args()
