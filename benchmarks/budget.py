@@ -150,8 +150,8 @@ def draw(work: Path) -> None:
         "`python benchmarks/budget.py`; every curve is read off one run each; median and range over the runs",
         f"reference: {truth:.3f} +- {bound:.3f} kT; an error below the second figure says nothing more",
         "evaluations of a training include those of the samples at that mark (a fifth of the training's)",
-        f"none: no sample in the basin; each training is planned for {last:.3g} evaluations, so that its early marks "
-        "are read while it is still hot: who has that budget only would cool faster",
+        f"none: no sample in the basin; each training is planned for {last:.3g} evaluations, the last samples among "
+        "them, so that its early marks are read while it is still hot: who has less would cool faster",
         f"parallel tempering: {REPLICAS} temperatures to 1200 K, {LADDERS} ladders, 1 fs; each evaluation with forces",
     ]
     (RESULTS / "budget.md").write_text(table.markdown())
