@@ -128,7 +128,8 @@ def draw(work: Path) -> None:
     truth, bound = known["delta_f_kT"], known["half_width_kT"]
     runs = {name: sorted(work.glob(f"{name.replace(' ', '_')}-seed*.json")) for name in [*LOSSES, TEMPERING]}
     loaded = {name: [json.loads(path.read_text()) for path in paths] for name, paths in runs.items() if paths}
-    last = max(point["evaluations"] for name in LOSSES for run in loaded.get(name, []) for point in run["curve"])
+    planned = [point["evaluations"] for name in LOSSES for run in loaded.get(name, []) for point in run["curve"]]
+    last = max(planned, default=0)
     figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
     table = Table("|error of ΔF(C7ax)|, kT", ("method", "evaluations", "median", "least", "most", "ESS, median"))
     for (name, records), colour in zip(loaded.items(), COLOURS, strict=False):
