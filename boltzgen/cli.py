@@ -8,14 +8,15 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from boltzgen import __version__
 from boltzgen.commands import COMMANDS, add_commands
 from boltzgen.commands.stored import finite_number, seed_number
-from boltzgen.errors import BoltzgenError
+from boltzgen.errors import BoltzgenError, CheckpointError, OutputError
 from boltzgen.reproduce.command import add_options, run_command
 
 __all__ = ["main"]
@@ -146,83 +147,84 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _short(options: argparse.Namespace) -> int:
-    """A command on a finished run: what it writes appears whole or not at all."""
-    try:
-        COMMANDS[options.command].run_command(options)
-        return OK
-    except BoltzgenError as error:
-        _complain(_one_line(error))
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        _complain("stopped", kind="")
-        return 128 + signal.SIGINT
-    except Exception:
-        traceback.print_exc()
-        _complain("this is a defect of boltzgen: please report it with the lines above")
-        return FAILED
+    """A command on a finished run."""
+    return _guarded(
+        lambda: COMMANDS[options.command].run_command(options), lambda error: (_one_line(error), WRONG_INPUT)
+    )
 
 
 def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    from boltzgen.errors import CheckpointError, OutputError
-    from boltzgen.interrupts import RunInterrupted
+    def refuse(error: BoltzgenError) -> tuple[str, int]:
+        if isinstance(error, CheckpointError | OutputError):
+            return f"{_one_line(error)} (choose another folder with --out)", WRONG_INPUT
+        return _one_line(error), FAILED
 
-    try:
-        run_command(options, words, _say, lambda line: print(line, file=sys.stderr, flush=True))
-        return OK
-    except (CheckpointError, OutputError) as error:
-        _complain(f"{_one_line(error)} (choose another folder with --out)")
-        return WRONG_INPUT
-    except BoltzgenError as error:
-        _complain(_one_line(error))
-        return FAILED
-    except RunInterrupted as stop:
-        _complain("interrupted; the checkpoint is written. Go on with the same command", kind="")
-        return 128 + stop.signal_number
-    except KeyboardInterrupt as stop:
-        _complain("stopped; what is finished is kept. Go on with the same command", kind="")
-        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
-    except Exception:
-        traceback.print_exc()
-        _complain("this is a defect of boltzgen: please report it with the lines above")
-        return FAILED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    return _guarded(
+        lambda: run_command(options, words, _say, lambda line: print(line, file=sys.stderr, flush=True)),
+        refuse,
+        lambda: _complain("what is finished is kept. Go on with the same command", kind=""),
+    )
 
 
 def _run(arguments: argparse.Namespace, words: list[str]) -> int:
-    started = False
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    from boltzgen.interrupts import RunInterrupted  # what takes seconds to import comes after --help and typing errors
+    folder: Path | None = None  # that of the run, once it has started
 
-    folder = None
-    try:
-        from boltzgen.run import RunOptions, execute, prepare
+    def work() -> None:
+        nonlocal folder
+        from boltzgen.run import RunOptions, execute, prepare  # takes seconds: after --help and typing errors
 
         options = RunOptions(**_run_values(arguments), command=("boltzgen", *words))
         prepared = prepare(options, _say)
-        started, folder = True, prepared.folder.path
+        folder = prepared.folder.path
         result = execute(prepared, _say)
         if result is not None:  # the first process has it, where several train together
             _say(f"\n{result}\n{'report':<16}{result.folder / 'report.html'}")
+
+    return _guarded(
+        work,
+        lambda error: (_one_line(error), WRONG_INPUT if folder is None else FAILED),
+        lambda: _hint(words, folder),
+    )
+
+
+def _guarded(
+    work: Callable[[], None],
+    refuse: Callable[[BoltzgenError], tuple[str, int]],
+    go_on: Callable[[], None] = lambda: None,
+) -> int:
+    """Do the work of a command; whatever ends it becomes a message and an exit code.
+
+    Parameters
+    ----------
+    refuse : callable
+        Message and exit code of an error that was raised on purpose.
+    go_on : callable
+        Says how to go on after work that had begun.
+    """
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    from boltzgen.interrupts import RunInterrupted
+
+    try:
+        work()
         return OK
     except BoltzgenError as error:
-        _complain(_one_line(error))
-        if started:
-            _hint(words, folder)
-        return FAILED if started else WRONG_INPUT
+        message, code = refuse(error)
+        _complain(message)
+        if code == FAILED:
+            go_on()
+        return code
     except RunInterrupted as stop:
         _complain("interrupted; the checkpoint is written", kind="")
-        _hint(words, folder)
+        go_on()
         return 128 + stop.signal_number
     except KeyboardInterrupt as stop:
         _complain("stopped", kind="")
-        _hint(words, folder)
+        go_on()
         return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     except Exception:
         traceback.print_exc()
         _complain("this is a defect of boltzgen: please report it with the lines above")
-        _hint(words, folder)
+        go_on()
         return FAILED
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -244,13 +246,13 @@ def _complain(text: str, kind: str = "error: ") -> None:
     print(f"boltzgen: {kind}{text}", file=sys.stderr, flush=True)
 
 
-def _hint(words: list[str], folder: object) -> None:
+def _hint(words: list[str], folder: Path | None) -> None:
     """Say how to go on, where there is something to go on from."""
-    from pathlib import Path
-
+    if folder is None:
+        return
     from boltzgen.run import CHECKPOINT
 
-    if folder is None or not (Path(str(folder)) / CHECKPOINT).exists():
+    if not (folder / CHECKPOINT).exists():
         return
     kept = [word for word in words if word != "--resume"]
     if not any(word == "--out" or word.startswith("--out=") for word in kept):
