@@ -80,6 +80,26 @@ def test_the_batch_is_not_the_same_with_other_shards():
     assert train(shards=1)["parameters"] != train(shards=2)["parameters"]
 
 
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        pytest.skip("needs /proc to count native threads")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, torch, torch.distributed as dist\n"
+        "from boltzgen.training.processes import start_processes\n"
+        "start_processes().sum(1)\n"
+        "import torch._dynamo\n"
+        "import torch.distributed.nn.functional\n"
+        "names = lambda: [open(f'/proc/self/task/{task}/comm').read() for task in os.listdir('/proc/self/task')]\n"
+        "assert any('gloo' in name for name in names())\n"
+        "dist.destroy_process_group()\n"
+        "assert not any('gloo' in name for name in names()), names()\n"
+    )
+    done = torchrun(str(program))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_a_run_shared_by_processes_gives_one_answer(tmp_path):
     out = tmp_path / "run"
     words = ["-m", "boltzgen", "run", "systems/alanine_dipeptide.pdb", "--budget", "20000", "--out", str(out)]

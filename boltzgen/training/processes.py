@@ -8,6 +8,7 @@ sum of the gradients over the processes is that of the whole batch.
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 from collections.abc import Iterable
 
@@ -34,9 +35,18 @@ def start_processes(device: torch.device | str = "cpu") -> Processes:
         is_cuda = torch.device(device).type == "cuda"
         if is_cuda:
             torch.cuda.set_device(device)
+        # Its functions have the group as a default argument: imported later (torch.compile does), it would keep the
+        # group, and gloo's threads, beyond destroy_process_group, into an interpreter that is gone (SIGABRT at exit).
+        importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
-        atexit.register(dist.destroy_process_group)  # its threads must not outlive the interpreter
+        atexit.register(leave_processes)  # its threads must not outlive the interpreter
     return Processes()
+
+
+def leave_processes() -> None:
+    """End the group, and its threads; nothing if there is none."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def is_torchrun() -> bool:
