@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from boltzgen.flows.base import Base
 from boltzgen.flows.networks import multilayer_perceptron
 
 __all__ = ["CartesianFlow"]
@@ -116,10 +117,20 @@ class CartesianFlow(nn.Module):
 
     def sample_and_log_prob(self, n_samples: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Positions (B, N, d), differentiable in the parameters, and their log-density (B,)."""
+        return self.place(self.draw(n_samples, generator))
+
+    def draw(self, n_samples: int, generator: torch.Generator | None = None) -> Base:
+        """The random numbers that `place` makes configurations of: normal variables alone."""
         like = self.factor
-        base = torch.randn(n_samples, self.n_coordinates, device=like.device, dtype=like.dtype, generator=generator)
-        positions, log_det = self(base)
-        return positions, self._log_base(base) - log_det
+        normal = torch.randn(n_samples, self.n_coordinates, device=like.device, dtype=like.dtype, generator=generator)
+        nothing = like.new_empty(0, n_samples)
+        return Base(nothing, normal.T, nothing, nothing, nothing.long())
+
+    def place(self, base: Base) -> tuple[Tensor, Tensor]:
+        """Positions (B, N, d), and their log-density (B,), of what `draw` gives: no random numbers in here."""
+        normal = base.stiff.T
+        positions, log_det = self(normal)
+        return positions, self._log_base(normal) - log_det
 
     def log_prob(self, positions: Tensor) -> Tensor:
         """Log-density (B,) of positions (B, N, d)."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from boltzgen.coordinates.chart import CoordinateChart
 from boltzgen.coordinates.folding import Folding
+from boltzgen.flows.base import Base
 from boltzgen.flows.conditional import TorsionsThenStiff
 from boltzgen.flows.hydrogen_groups import find_groups
 from boltzgen.flows.hydrogens import LocalHydrogens
@@ -109,24 +109,6 @@ class GeneratorConfig:
 def _grown(width: int, n: int, small: int) -> int:
     """Width for n coordinates, given that for a small number; a multiple of 16."""
     return 16 * round(width / 16 * math.sqrt(max(n / small, 1)))
-
-
-class Base(NamedTuple):
-    """Random numbers of B configurations, the batch last.
-
-    Attributes
-    ----------
-    torsions, stiff, hydrogen_torsions, hydrogen_stiff : (D, B) tensors
-        Uniform angles, and normal variables.
-    labels : (n_groups, B) int tensor
-        The relabelling of each symmetric group.
-    """
-
-    torsions: Tensor
-    stiff: Tensor
-    hydrogen_torsions: Tensor
-    hydrogen_stiff: Tensor
-    labels: Tensor
 
 
 class MolecularFlow(nn.Module):

@@ -1,4 +1,4 @@
-"""Reference samplers: parallel tempering, and sampling under a flattening bias."""
+"""Samplers: references without a generator, and those that start from one and end at its target."""
 
 from boltzgen.sampling.annealed_importance import annealed_importance
 from boltzgen.sampling.constraints import constrained_frames
@@ -13,6 +13,7 @@ from boltzgen.sampling.flattened import (
 )
 from boltzgen.sampling.flow_chains import flow_chains
 from boltzgen.sampling.langevin import BatchedLangevin
+from boltzgen.sampling.latent_chains import latent_chains
 from boltzgen.sampling.openmmtools_tempering import openmmtools_tempering
 from boltzgen.sampling.parallel_tempering import ReplicaExchange, parallel_tempering
 from boltzgen.sampling.particles import PartialPotential
@@ -34,6 +35,7 @@ __all__ = [
     "flattened_sampling",
     "flow_chains",
     "heavy_hydrogens",
+    "latent_chains",
     "learn_bias",
     "openmmtools_tempering",
     "parallel_tempering",
