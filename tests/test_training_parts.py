@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from analytic import DoubleWell, GaussianFlow, Harmonic
@@ -140,6 +141,32 @@ def test_a_basin_of_few_effective_samples_raises_no_alarm():
     assert watch.check(gaussian_batches(4.0, n=50, inside=lambda x: x[:, 0] > 50), kT=4.0) == []
 
 
+def test_noise_of_the_weights_raises_few_alarms():
+    """A basin that is drawn at exactly half of its true population, with weights that vary a lot: the edge."""
+    rng, n, n_alarms = np.random.default_rng(0), 100, 0
+    for _ in range(400):
+        recent = RecentBatches()
+        for _ in range(8):
+            inside = torch.as_tensor(rng.random(n) < 0.1)
+            log_weights = torch.as_tensor(rng.normal(-0.5, 1.0, n))  # mean weight one; two inside, and eight ninths
+            log_weights += torch.where(inside, math.log(2), math.log(8 / 9))
+            recent.add(Batch(-log_weights, torch.zeros(n), torch.zeros(n), {"A": inside}))
+        n_alarms += bool(BasinWatch().check(recent, 1.0))
+    assert n_alarms / 400 < 0.06
+
+
+def test_the_error_of_a_weighted_population_is_that_of_repetitions():
+    rng, found = np.random.default_rng(1), []
+    for _ in range(300):
+        recent, inside = RecentBatches(), torch.as_tensor(rng.random(2000) < 0.3)
+        recent.add(
+            Batch(-torch.as_tensor(rng.normal(0, 0.7, 2000)), torch.zeros(2000), torch.zeros(2000), {"A": inside})
+        )
+        found.append(recent.populations(1.0)["A"])
+    values, errors = np.array(found).T
+    assert errors.mean() == pytest.approx(values.std(), rel=0.12)
+
+
 def test_a_shrunken_basin_holds_the_cooling_for_a_while():
     cooling = cooling_from_4(0.5, n_steps=100_000)
     cooling.watch.shrunken = ["A"]
@@ -161,7 +188,7 @@ def test_infinite_energies_count_in_the_ess_and_come_once_in_eight():
     assert recent.are_new()
     assert not recent.are_new()
     assert recent.ess_fraction(1.0) == pytest.approx(0.5)
-    assert recent.populations(1.0) == {"A": pytest.approx(1.0)}
+    assert recent.populations(1.0) == {"A": pytest.approx((1.0, 0.0))}
     assert recent.effective_samples(1.0) == {"A": pytest.approx(8.0)}
 
 

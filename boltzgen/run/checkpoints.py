@@ -24,7 +24,7 @@ from boltzgen.training import Training
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "boltzgen training"
-FORMAT_VERSION = 3  # since 2: splines of zuko; since 3: buffer, cooling, streams of random numbers
+FORMAT_VERSION = 4  # since 3: buffer, cooling, streams of random numbers; since 4: errors of foreseen populations
 
 
 @dataclass(frozen=True)

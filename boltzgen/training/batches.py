@@ -82,10 +82,18 @@ class RecentBatches:
         """Kish's ESS over n, weighted at a temperature."""
         return effective_sample_fraction(self.log_weights(kT))
 
-    def populations(self, kT: float) -> dict[str, float]:
-        """Weighted population of each basin at a temperature; NaN where every weight is zero."""
+    def populations(self, kT: float) -> dict[str, tuple[float, float]]:
+        """Weighted population of each basin at a temperature, and its standard error; NaN where every weight is zero.
+
+        The error is that of a ratio of means, ``sqrt(sum w^2 (h - p)^2)`` with normalised weights w, h = 1 inside and 0
+        outside (delta method; Owen, Monte Carlo theory, 2013, eq. 9.9).
+        """
         weights = self._weights(kT)
-        return {name: float(weights[inside].sum()) for name, inside in self._inside().items()}
+        found = {}
+        for name, inside in self._inside().items():
+            population = float(weights[inside].sum())
+            found[name] = population, float(np.sqrt(np.square(weights * (inside - population)).sum()))
+        return found
 
     def effective_samples(self, kT: float) -> dict[str, float]:
         """Kish's effective number of samples in each basin at a temperature."""

@@ -353,6 +353,7 @@ class Training:
         molecule, kT = self.generator.molecule, self.generator.kT * heat
         target = molecule.temperature.value_in_unit(unit.kelvin) if molecule is not None else 1.0
         seen = len(self._recent) > 0
+        populations = self._recent.populations(kT) if seen else dict.fromkeys(self.basins, (math.nan, math.nan))
         record = {
             "stage": stage.name,
             "step": self.step,
@@ -362,7 +363,7 @@ class Training:
             "ess_fraction": self._recent.ess_fraction(kT) if seen else 0.0,
             "energy_evaluations": self.processes.sum(self.generator.potential.counts.energy),
             "seconds": self.seconds,
-            "populations": self._recent.populations(kT) if seen else dict.fromkeys(self.basins, math.nan),
+            "populations": {name: population for name, (population, _) in populations.items()},
         }
         self.history.records.append(record)
         if self.on_record and self.processes.is_first:

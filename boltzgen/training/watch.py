@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,32 +18,37 @@ FEWEST_EFFECTIVE = 10.0  # samples of a basin, weights considered, for an expect
 class BasinWatch:
     """Compares what the flow generates in each basin with what its weights say should be there.
 
-    Expected is the weighted population of the last batches, or, where a cooling has just made a step, the one that was
-    estimated before it for the new temperature, if that is more. A basin that holds significantly less than half of it
-    among the samples themselves gets lost: a loss on samples of the flow learns nothing of what the flow stops to draw.
+    Expected is the weighted population of the last batches and, where a cooling has just made a step, the one that was
+    estimated before it for the new temperature. A basin that holds significantly less than half of either among the
+    samples themselves gets lost: a loss on samples of the flow learns nothing of what the flow stops to draw.
+    Significant is a difference of two standard errors, that of the expectation included.
     """
 
     def __init__(self) -> None:
         self.shrunken: list[str] = []
-        self._foreseen: dict[str, float] = {}
+        self._foreseen: dict[str, tuple[float, float]] = {}
 
     def check(self, recent: RecentBatches, kT: float) -> list[str]:
         """Messages for basins that were not shrunken at the last check; `shrunken` are all that are."""
-        shares, present, effective = recent.shares(), recent.populations(kT), recent.effective_samples(kT)
+        present = _expected(recent, kT)
         found, messages = [], []
-        for name, (share, error) in shares.items():
-            expected = max(self._foreseen.get(name, 0.0), present[name] if effective[name] >= FEWEST_EFFECTIVE else 0.0)
-            if expected > 0 and share + STANDARD_ERRORS * error < SHRUNK * expected:
+        for name, (share, error) in recent.shares().items():
+            expectations = [known[name] for known in (self._foreseen, present) if name in known]
+            missed = [
+                expected
+                for expected, its_error in expectations
+                if share + STANDARD_ERRORS * math.hypot(error, SHRUNK * its_error) < SHRUNK * expected
+            ]
+            if missed:
                 found.append(name)
                 if name not in self.shrunken:
-                    messages.append(f"{name} holds {share:.2%} of the samples where its weights say {expected:.2%}")
+                    messages.append(f"{name} holds {share:.2%} of the samples where its weights say {max(missed):.2%}")
         self.shrunken = found
         return messages
 
     def foresee(self, recent: RecentBatches, kT: float) -> None:
         """Remember the populations that weights foresee at a temperature to come."""
-        populations, effective = recent.populations(kT), recent.effective_samples(kT)
-        self._foreseen = {name: populations[name] for name in populations if effective[name] >= FEWEST_EFFECTIVE}
+        self._foreseen = _expected(recent, kT)
 
     def state(self) -> dict[str, Any]:
         """As numbers and strings."""
@@ -51,3 +57,9 @@ class BasinWatch:
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over a `state`."""
         self.shrunken, self._foreseen = list(state["shrunken"]), dict(state["foreseen"])
+
+
+def _expected(recent: RecentBatches, kT: float) -> dict[str, tuple[float, float]]:
+    """Weighted population of each basin and its standard error, where there are samples enough to say."""
+    effective = recent.effective_samples(kT)
+    return {name: found for name, found in recent.populations(kT).items() if effective[name] >= FEWEST_EFFECTIVE}
