@@ -106,6 +106,7 @@ ROWS = {
     "rate 2e-3": replace(BASELINE, rate=2e-3),
     "half the width": replace(BASELINE, config={"torsion_hidden": 32, "stiff_hidden": 48, "hydrogen_hidden": 32}),
     "twice the width": replace(BASELINE, config={"torsion_hidden": 128, "stiff_hidden": 192, "hydrogen_hidden": 128}),
+    "surroundings": replace(BASELINE, config={"surroundings": 64}),
     "way back": replace(BASELINE, config={"way_back": 2}),
 }
 

@@ -23,6 +23,7 @@ import torch
 from targets import BINS, TARGETS, torsion_pairs, versions
 
 from boltzgen.diagnostics import effective_sample_fraction, pareto_k
+from boltzgen.flows.molecular import GeneratorConfig
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.output_files import write_json
 from boltzgen.run.checkpoints import load_checkpoint, save_checkpoint
@@ -51,7 +52,8 @@ def train(options: argparse.Namespace) -> None:
     folder = folder_of(options)
     folder.mkdir(parents=True, exist_ok=True)
     molecule = TARGETS[options.target]()
-    generator = BoltzmannGenerator.for_molecule(molecule, seed=options.seed)
+    config = GeneratorConfig(**json.loads(options.config))
+    generator = BoltzmannGenerator.for_molecule(molecule, seed=options.seed, config=config)
     plan = stages(int(options.evaluations) // options.batch_size, options)
     identity = {"target": options.target, "seed": options.seed, "System": molecule.system_hash}
     checkpoint = folder / "checkpoint.pt"
@@ -168,6 +170,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=float, default=4e6)
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     parser.add_argument("--annealing", type=float, default=0.6, help="share of the steps that are hot or cooling")
+    parser.add_argument("--config", default="{}", help="changes of the GeneratorConfig, as JSON")
     parser.add_argument("--label", default="standard", help="part of the folder's name")
     parser.add_argument("--blocks", type=int, default=10)
     parser.add_argument("--block-size", type=int, default=1_000_000)

@@ -242,14 +242,14 @@ def test_reversible_in_single_precision(name):
         stiff, _, inside = flow.bounded.inverse(stiff)
         assert bool(inside.all())
         (torsions, more), (z, more_z) = free.T.split(flow._n_torsions), stiff.T.split(flow._n_stiff)
-        features, given = flow.heavy.features(torsions), flow._given_to_hydrogens(torsions, z, nothing)
+        features, given = flow.heavy._given(torsions, nothing), flow._given_to_hydrogens(torsions, z, nothing)
         base = [
             flow.heavy.torsions.inverse(torsions, nothing)[0],
             flow.heavy.stiff.inverse(z, features)[0],
             *flow.hydrogens.inverse(more, more_z, given)[:2],
         ]
         torsions, _ = flow.heavy.torsions(base[0], nothing)
-        z, _ = flow.heavy.stiff(base[1], flow.heavy.features(torsions))
+        z, _ = flow.heavy.stiff(base[1], flow.heavy._given(torsions, nothing))
         more, more_z, _ = flow.hydrogens(*base[2:], flow._given_to_hydrogens(torsions, z, nothing))
         stiff, _ = flow.bounded(torch.cat([z, more_z]).T)
         again = torch.cat([torch.cat([torsions, more]).T, stiff], dim=1)[:, flow._scatter]

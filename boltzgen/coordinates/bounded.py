@@ -89,6 +89,12 @@ class BoundedCoordinates(nn.Module):
         bent, log_derivative = bend(y, self.limit / self.width)
         return self.centre + self.width * bent, log_derivative.sum(-1) + self._log_scale()
 
+    def leading(self, z: Tensor) -> Tensor:
+        """Coordinates of the whitened variables alone, which stand first: (B, d) to (B, d)."""
+        n = len(self.factor)
+        bent, _ = bend(z @ self.factor.T, (self.limit / self.width)[:n])
+        return self.centre[:n] + self.width[:n] * bent
+
     def deviations(self, coordinates: Tensor) -> Tensor:
         """(B, D) coordinates less their centres, the shorter way round where they are periodic."""
         deviation = coordinates - self.centre

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,9 @@ class TorsionsThenStiff(nn.Module):
         Width of the context that everything is conditioned on (the temperature), or zero.
     way_back : int
         Circular couplings that move the torsions given the stiff coordinates, or zero.
+    look : function, optional
+        What else the stiff coordinates are conditioned on: (n_looked, B) of the torsions (n_torsions, B).
+    n_looked : int
     """
 
     _folds: Tensor
@@ -46,6 +51,8 @@ class TorsionsThenStiff(nn.Module):
         stiff_layers: int,
         stiff_hidden: int,
         way_back: int = 0,
+        look: Callable[[Tensor], Tensor] | None = None,
+        n_looked: int = 0,
     ) -> None:
         super().__init__()
         n_torsions = len(folds)
@@ -53,7 +60,9 @@ class TorsionsThenStiff(nn.Module):
         self.register_buffer("_folds", folds.unsqueeze(1), persistent=False)
         self.torsions = TorsionFlow(n_torsions, n_context, torsion_layers, torsion_hidden, n_bins, n_harmonics)
         n_features = 2 * n_harmonics * n_torsions
-        self.stiff = StiffFlow(n_stiff, stiff_pairs, n_context + n_features, stiff_layers, stiff_hidden)
+        self._look = look
+        n_given = n_context + n_features + n_looked
+        self.stiff = StiffFlow(n_stiff, stiff_pairs, n_given, stiff_layers, stiff_hidden)
         self.back = TorsionFlow(n_torsions, n_context + n_stiff, way_back, torsion_hidden, n_bins, n_harmonics)
 
     def features(self, torsions: Tensor) -> Tensor:
@@ -73,7 +82,7 @@ class TorsionsThenStiff(nn.Module):
         """Torsions (n_torsions, B), stiff coordinates (n_stiff, B) and their log-density (B,), of base variables."""
         base, z = variables
         torsions, log_det_torsions = self.torsions(base, context)
-        stiff, log_det_stiff = self.stiff(z, torch.cat([context, self.features(torsions)]))
+        stiff, log_det_stiff = self.stiff(z, self._given(torsions, context))
         torsions, log_det_back = self.back(torsions, torch.cat([context, stiff]))
         log_q = self.torsions.log_base(base) + self.stiff.log_base(z, heat) - log_det_torsions - log_det_stiff
         return torsions, stiff, log_q - log_det_back
@@ -82,6 +91,11 @@ class TorsionsThenStiff(nn.Module):
         """Log-density (B,) of given torsions and stiff coordinates."""
         torsions, log_det_back = self.back.inverse(torsions, torch.cat([context, stiff]))
         base, log_det_torsions = self.torsions.inverse(torsions, context)
-        z, log_det_stiff = self.stiff.inverse(stiff, torch.cat([context, self.features(torsions)]))
+        z, log_det_stiff = self.stiff.inverse(stiff, self._given(torsions, context))
         log_det = log_det_torsions + log_det_stiff + log_det_back
         return self.torsions.log_base(base) + self.stiff.log_base(z, heat) + log_det
+
+    def _given(self, torsions: Tensor, context: Tensor) -> Tensor:
+        """What the stiff coordinates are conditioned on."""
+        looked = [] if self._look is None else [self._look(torsions)]
+        return torch.cat([context, self.features(torsions), *looked])

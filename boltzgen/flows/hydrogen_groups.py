@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import shortest_path
 
 from boltzgen.coordinates.chart import CoordinateChart, CoordinateRow
 
-__all__ = ["HydrogenGroup", "find_groups"]
+__all__ = ["HydrogenGroup", "bonds_between", "find_groups"]
 
 SEEN_GROUPS = 2  # bonds between the heavy atoms of groups that see each other: vicinal hydrogens and those one further
 RING_BOND_NM = 0.21  # disulfides have 0.204; atoms with a common neighbour are 0.22 or more apart
@@ -68,7 +68,7 @@ def find_groups(chart: CoordinateChart, reach: int) -> tuple[HydrogenGroup, ...]
     ----------
     Conditioning on near neighbours in a fixed order: Vecchia (1988).
     """
-    distance = _bonds_between(chart)
+    distance = bonds_between(chart)
     torsions, stiff = ([chart.rows[i] for i in chart.indices(free, False)] for free in (True, False))
     members = _members(chart)
     if not members:
@@ -131,7 +131,7 @@ def _levels(near: np.ndarray) -> list[int]:
     return levels
 
 
-def _bonds_between(chart: CoordinateChart) -> np.ndarray:
+def bonds_between(chart: CoordinateChart) -> np.ndarray:
     """Number of bonds between any two atoms, (N, N).
 
     The Z-matrix lacks the bonds that close rings: heavy atoms at bonding distance in the reference structure.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +68,7 @@ class HydrogenLayout(nn.Module):
         n_context: int,
         n_heavy: tuple[int, int],
         n_harmonics: int,
+        around: Mapping[int, range],
     ) -> None:
         super().__init__()
         self.groups, self.n_harmonics = tuple(groups), n_harmonics
@@ -75,7 +76,9 @@ class HydrogenLayout(nn.Module):
         self.n_first = (self.width + 1) // 2
         self.n_torsions, self.n_stiff = len(folds), n_stiff
         self._n_context, self._n_heavy = n_context, n_heavy
-        self._torsion_start = n_context + 2 * n_harmonics * n_heavy[0] + n_heavy[1]
+        self._around = around
+        self._around_start = n_context + 2 * n_harmonics * n_heavy[0] + n_heavy[1]
+        self._torsion_start = self._around_start + sum(map(len, around.values()))
         self._stiff_start = self._torsion_start + 2 * n_harmonics * len(folds)
         seen = [self._seen(group) for group in groups]
         self.n_seen = [len(rows) for rows in seen]
@@ -113,6 +116,7 @@ class HydrogenLayout(nn.Module):
         for torsion in group.near_torsions:
             rows += self._torsion_rows(torsion, self._n_context, n_torsions)
         rows += [self._n_context + 2 * self.n_harmonics * n_torsions + k for k in group.near_stiff]
+        rows += [self._around_start + k for k in self._around.get(group.parent, ())]
         for other in (self.groups[k] for k in group.earlier):
             rows += [self._stiff_start + k for k in other.stiff]
             rows += self._torsion_rows(other.torsion) if other.torsion is not None else []
@@ -154,7 +158,7 @@ class HydrogenLayout(nn.Module):
             stiff = [
                 k
                 for k, row in enumerate(seen[g])
-                if first_stiff <= row < self._torsion_start or self._stiff_start <= row < self._zero
+                if first_stiff <= row < self._around_start or self._stiff_start <= row < self._zero
             ]
             regression[np.ix_([g], slots, stiff)] = group.regression
             factor[np.ix_([g], slots, slots)] = group.covariance

@@ -72,7 +72,9 @@ class HydrogenFlow(nn.Module):
     is_exact = True
     target = "exp(-U/kT) of all atoms"
 
-    def __init__(self, chart: CoordinateChart, reach: int, *, n_harmonics: int, **sizes: int) -> None:
+    def __init__(
+        self, chart: CoordinateChart, reach: int, *, hidden: int, layers: int, n_bins: int, n_harmonics: int
+    ) -> None:
         super().__init__()
         self.n_harmonics = n_harmonics
         self.variables = HydrogenVariables(chart)
@@ -92,7 +94,11 @@ class HydrogenFlow(nn.Module):
         folds = torch.tensor([orders.get(i, 1) for i in chart.indices(True, True)], dtype=torch.long)
         n_heavy = (self.variables.features.n_torsions, self.variables.features.n_stiff)
         self.flow = LocalHydrogens(
-            find_groups(chart, reach), folds, self.variables.n_stiff, 0, n_heavy, n_harmonics=n_harmonics, **sizes
+            *(find_groups(chart, reach), folds, self.variables.n_stiff, 0, n_heavy),
+            hidden=hidden,
+            layers=layers,
+            n_bins=n_bins,
+            n_harmonics=n_harmonics,
         )
 
     def sample(self, heavy: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class LocalHydrogens(nn.Module):
     hidden, layers : int
         Width of the networks, and couplings in each group.
     n_bins, n_harmonics : int
+    around : mapping of int to range, optional
+        Which rows of what is given of the surroundings each heavy atom's group sees; see `Surroundings`.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class LocalHydrogens(nn.Module):
         layers: int,
         n_bins: int,
         n_harmonics: int,
+        around: Mapping[int, range] | None = None,
     ) -> None:
         super().__init__()
         self.n_torsions, self.n_stiff, self.n_harmonics = len(folds), n_stiff, n_harmonics
-        layout = HydrogenLayout(groups, folds, n_stiff, n_context, n_heavy, n_harmonics)
+        layout = HydrogenLayout(groups, folds, n_stiff, n_context, n_heavy, n_harmonics, around or {})
         self.layout = layout
         width, half = layout.width, layout.n_first
         n_groups, n_seen = len(groups), layout.n_seen
@@ -98,7 +101,7 @@ class LocalHydrogens(nn.Module):
         base : (Tensor, Tensor)
             What `draw` gives.
         heavy : (n_context + n_features, B) tensor
-            Context, features of the heavy torsions, and stiff heavy-atom coordinates.
+            Context, features of the heavy torsions, stiff heavy-atom coordinates, and surroundings.
         heat : (B,) tensor, optional
             Variance of the base of the stiff coordinates; one if absent.
         """

@@ -14,6 +14,8 @@ from boltzgen.flows.base import Base
 from boltzgen.flows.conditional import TorsionsThenStiff
 from boltzgen.flows.hydrogen_groups import find_groups
 from boltzgen.flows.hydrogens import LocalHydrogens
+from boltzgen.flows.networks import Conditioner
+from boltzgen.flows.surroundings import find_surroundings
 
 __all__ = ["Base", "GeneratorConfig", "MolecularFlow"]
 
@@ -36,6 +38,11 @@ class GeneratorConfig:
         Affine couplings within each group of hydrogens, and width of its networks.
     hydrogen_reach : int
         Bonds from a group of hydrogens within which it sees heavy atoms.
+    surroundings : int
+        Width of what networks make of the surroundings of all heavy atoms in space, which the stiff coordinates see;
+        hydrogens see those of their heavy atom as they are. Zero: without. A width of 64 took 40 % more time for an ESS
+        of 85.2 % instead of 82.2 % (alanine dipeptide, 9e5 evaluations, one seed); it is for chains that fold back on
+        themselves. See `Surroundings`.
     n_bins : int
         Bins of each circular spline.
     n_harmonics : int
@@ -65,6 +72,7 @@ class GeneratorConfig:
     hydrogen_layers: int = 2
     hydrogen_hidden: int = 64
     hydrogen_reach: int = 3
+    surroundings: int = 0
     n_bins: int = 12
     n_harmonics: int = 3
     omega: str = "trans"
@@ -126,6 +134,7 @@ class MolecularFlow(nn.Module):
     config : GeneratorConfig
     """
 
+    _centre: Tensor
     _gather: Tensor
     _scatter: Tensor
 
@@ -142,20 +151,29 @@ class MolecularFlow(nn.Module):
         self.bounded = chart.bounded().whitened_up_to(self._n_stiff[0])
         self.constrained = chart.constrained_bonds()
         order = groups[0] + groups[2] + groups[1] + groups[3] + self.constrained.columns.tolist()
+        centres = torch.tensor([row.centre for row in chart.rows], dtype=torch.get_default_dtype())
+        self.register_buffer("_centre", centres, persistent=False)
         self.register_buffer("_gather", torch.tensor(order), persistent=False)
         self.register_buffer("_scatter", torch.tensor(order).argsort(), persistent=False)
         n_context = int(config.temperature_range is not None)
         orders = {group.torsion: group.order for group in chart.symmetry}
         folds = [torch.tensor([orders.get(i, 1) for i in torsions]) for torsions in (groups[0], groups[2])]
+        self.surroundings = find_surroundings(chart) if config.surroundings else None
+        n_looked = 0 if self.surroundings is None else config.surroundings
+        if self.surroundings is not None:
+            self.embedding = Conditioner(self.surroundings.n_features, 2 * n_looked, n_looked, n_layers=1, zero=False)
         pairs = torch.tensor(chart.stiff_pairs(of_hydrogen=False))
         n_heavy = (len(groups[0]), len(groups[1]))
-        self.heavy = TorsionsThenStiff(folds[0], n_heavy[1], pairs, n_context, **config.heavy_sizes(*n_heavy))
+        sizes = config.heavy_sizes(*n_heavy)
+        look = self._look if n_looked else None
+        self.heavy = TorsionsThenStiff(folds[0], n_heavy[1], pairs, n_context, look=look, n_looked=n_looked, **sizes)
         self.hydrogens = LocalHydrogens(
             find_groups(chart, config.hydrogen_reach),
             folds[1],
             self._n_stiff[1],
             n_context,
             n_heavy,
+            around=None if self.surroundings is None else self.surroundings.rows(),
             **config.hydrogen_sizes(),
         )
 
@@ -243,7 +261,25 @@ class MolecularFlow(nn.Module):
 
     def _given_to_hydrogens(self, torsions: Tensor, z: Tensor, context: Tensor) -> Tensor:
         """What hydrogens may see: stiff coordinates themselves, for their whitened variables mix the whole chain."""
-        return torch.cat([context, self.heavy.features(torsions), self.bounded.factor @ z])
+        rows = [context, self.heavy.features(torsions), self.bounded.factor @ z]
+        if self.surroundings is not None:
+            rows.append(self.surroundings(self._heavy_coordinates(torsions, z)))
+        return torch.cat(rows)
+
+    def _look(self, torsions: Tensor) -> Tensor:
+        """What stiff coordinates see of the surroundings, which are built of torsions with stiff ones at the centre."""
+        assert self.surroundings is not None
+        return self.embedding(self.surroundings(self._heavy_coordinates(torsions)))
+
+    def _heavy_coordinates(self, torsions: Tensor, z: Tensor | None = None) -> Tensor:
+        """Internal coordinates (B, 3N-6) with those of hydrogens, and stiff ones if not given, at their centres."""
+        n_torsions, n_stiff = self._n_torsions[0], self._n_stiff[0]
+        columns, values = self._gather[:n_torsions], torsions
+        if z is not None:
+            start = sum(self._n_torsions)
+            columns = torch.cat([columns, self._gather[start : start + n_stiff]])
+            values = torch.cat([torsions, self.bounded.leading(z.T).T])
+        return self.folding.torsions(self._centre.expand(torsions.shape[1], -1).index_copy(1, columns, values.T))
 
     def _temperature(self, n: int, heat: Tensor | float | None) -> tuple[Tensor, Tensor | None]:
         """Context (n_context, B), and heat (B,) where the flow knows its temperature."""

@@ -26,24 +26,30 @@ MAX_LOG_SCALE = 2.0  # one affine layer scales by at most e^2; a stack of them b
 
 
 def multilayer_perceptron(
-    n_in: int, n_hidden: int, n_out: int, n_layers: int = 2, activation: type[nn.Module] = nn.SiLU
+    n_in: int,
+    n_hidden: int,
+    n_out: int,
+    n_layers: int = 2,
+    activation: type[nn.Module] = nn.SiLU,
+    zero: bool = True,
 ) -> nn.Sequential:
-    """Fully connected network; its last layer starts at zero, so a coupling starts as the identity."""
+    """Fully connected network; its last layer starts at zero unless said otherwise: a coupling starts as identity."""
     sizes = [n_in] + [n_hidden] * n_layers
     layers: list[nn.Module] = []
     for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), activation()]
     last = nn.Linear(sizes[-1], n_out)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    if zero:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
     return nn.Sequential(*layers, last)
 
 
 class Conditioner(nn.Sequential):
     """`multilayer_perceptron` on (n_in, B) features."""
 
-    def __init__(self, n_in: int, n_hidden: int, n_out: int, n_layers: int = 2) -> None:
-        super().__init__(*multilayer_perceptron(n_in, n_hidden, n_out, n_layers))
+    def __init__(self, n_in: int, n_hidden: int, n_out: int, n_layers: int = 2, zero: bool = True) -> None:
+        super().__init__(*multilayer_perceptron(n_in, n_hidden, n_out, n_layers, zero=zero))
 
     def forward(self, features: Tensor) -> Tensor:
         """(n_in, B) to (n_out, B)."""
