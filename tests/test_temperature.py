@@ -128,7 +128,7 @@ def fitted(chain, loss, monkeypatch):
         recorded = lambda n, rng, heat: heats.append(heat) or forward(n, rng, heat)
         patch.setattr(generator.flow, "sample_and_log_prob", recorded)
         training.run()
-    assert len(training._recent) == 8
+    assert len(training.recent) == 8
     return before, [generator.sample(2000, temperature=kelvin).ess_fraction for kelvin in (300, 1200)], heats
 
 

@@ -11,16 +11,15 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from openmm import unit
 from torch import Tensor, nn
 
-from boltzgen.errors import CheckpointError
 from boltzgen.losses import data_free_loss
 from boltzgen.losses.controlled import ControlledForwardKL
+from boltzgen.training.averages import Averages
 from boltzgen.training.batches import Batch, RecentBatches
 from boltzgen.training.cooling import Cooling
 from boltzgen.training.drawing import Drawing
@@ -30,6 +29,7 @@ from boltzgen.training.replay import ReplayBuffer
 from boltzgen.training.safeguard import Safeguard
 from boltzgen.training.shards import Shards
 from boltzgen.training.stages import BATCH_SIZE, Stage
+from boltzgen.training.state import restore, set_counts, state_of, total_counts
 from boltzgen.training.watch import BasinWatch
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 
 CAP_ABOVE_MEDIAN = 100.0  # kT; thermal fluctuations of 60 coordinates are 5 kT, so no typical state is touched
 MAX_GRADIENT_NORM = 50.0
-AVERAGING = 0.999
 COMPILE_FROM = 1e7  # evaluations; compiling takes a minute or two and saves 20 us each
 LEARNED_RATE = 10.0  # of a loss's own parameters (log Z), over that of the flow: one number moves further than a weight
 CONFIRMED = 3  # records in a row with the wanted ESS, before a training stops on it
@@ -81,8 +80,14 @@ class Training:
 
     Attributes
     ----------
+    history : History
+    step : int
+        Over all stages.
     skipped : int
         Steps that were left out because their gradient was not finite, or far beyond the usual.
+    average : Averages
+    shards, recent, watch, safeguard, cooling :
+        The parts that `boltzgen.training.state` writes down beside the parameters.
     """
 
     def __init__(
@@ -126,28 +131,27 @@ class Training:
         self.processes = Processes()
         if self.processes.size == 1 and is_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
             log.warning("every process trains on its own: call boltzgen.training.start_processes() first")
-        self._shards = Shards(generator, self.processes, shards)
-        self._shards.check(stages, batch_size)
+        self.shards = Shards(generator, self.processes, shards)
+        self.shards.check(stages, batch_size)
         self._hottest = _hottest(generator)
         compiles = self.compile and self._hottest is None
-        self._drawing = Drawing(generator, self.losses, self._shards, self.buffer, batch_size, compiles)
+        self._drawing = Drawing(generator, self.losses, self.shards, self.buffer, batch_size, compiles)
         self._parameters = list(generator.flow.parameters())
         self.processes.same_start(self._parameters)
         self.objectives = {name: loss.start(self._parameters) for name, loss in self.losses.items()}
-        if self.processes.size > 1 and any(isinstance(m, ControlledForwardKL) for m in self._loss_modules().values()):
+        if self.processes.size > 1 and any(isinstance(m, ControlledForwardKL) for m in self.loss_modules().values()):
             raise SharingError("the loss 'controlled-forward-kl' follows gradients of single samples: use one process")
         self.optimizer = torch.optim.Adam(self._parameters, lr=stages[0].learning_rate_start)
-        learned = [p for module in self._loss_modules().values() for p in module.parameters()]
+        learned = [p for module in self.loss_modules().values() for p in module.parameters()]
         if learned:
             self.optimizer.add_param_group({"params": learned, "rate": LEARNED_RATE})
-        self.average = [p.detach().clone() for p in self._parameters]
-        self._safeguard = Safeguard(self._parameters, self.optimizer, self.average, self._loss_modules())
-        self._recent = RecentBatches()
-        self._watch = BasinWatch()
-        self._cooling: Cooling | None = None
-        self._raw: list[Tensor] | None = None  # parameters behind the averages, of a training that was stopped
-        self._seed = generator.seed
-        if self._hottest is not None and self._loss_modules():
+        self.average = Averages(self._parameters)
+        self.safeguard = Safeguard(self._parameters, self.optimizer, self.average.values, self.loss_modules())
+        self.recent = RecentBatches()
+        self.watch = BasinWatch()
+        self.cooling: Cooling | None = None
+        self.seed = generator.seed
+        if self._hottest is not None and self.loss_modules():
             raise ValueError("a loss that learns log Z needs one temperature: train without a temperature range")
 
     @property
@@ -159,6 +163,10 @@ class Training:
     def evaluations(self) -> int:
         """Energy evaluations of all stages together."""
         return sum(stage.n_steps * stage.n_fresh(self.batch_size) for stage in self.stages)
+
+    def loss_modules(self) -> dict[str, nn.Module]:
+        """The losses that have a state."""
+        return {name: module for name, module in self.objectives.items() if isinstance(module, nn.Module)}
 
     def locate(self, step: int) -> tuple[Stage, int]:
         """The stage that a step belongs to, and the step within it."""
@@ -182,7 +190,7 @@ class Training:
         TrainingDivergedError
             If the training failed again and again from its last good state.
         """
-        self._use_raw()
+        self.average.take_back()
         self.history.interrupted = False
         started, saved = time.monotonic() - self.seconds, time.monotonic()
         recorded, loss = self.step, math.nan
@@ -208,8 +216,8 @@ class Training:
             self._record(stage, heat, loss)
         if self.on_checkpoint:
             self.on_checkpoint(self)
-        self._set_counts(self._total_counts())
-        self._use_average()
+        set_counts(self, total_counts(self))
+        self.average.put(keep=self.step < self.n_steps)
         return self.history
 
     def _is_done(self) -> bool:
@@ -233,25 +241,25 @@ class Training:
     def _heat_of(self, stage: Stage, within: int) -> float:
         """Temperature of a step over the target's, as its stage has it."""
         if stage.ess_bound is None:
-            self._cooling = None
-        elif self._cooling is None or self._cooling.stage is not stage:
-            self._cooling = Cooling(stage, self.generator.kT, self._watch)
-        heat = stage.heat(within) if self._cooling is None else self._cooling.heat
-        decides = self._recent.are_new()
+            self.cooling = None
+        elif self.cooling is None or self.cooling.stage is not stage:
+            self.cooling = Cooling(stage, self.generator.kT, self.watch)
+        heat = stage.heat(within) if self.cooling is None else self.cooling.heat
+        decides = self.recent.are_new()
         if decides and self.basins:
-            for message in self._watch.check(self._recent, self.generator.kT * heat):
+            for message in self.watch.check(self.recent, self.generator.kT * heat):
                 self._note("alarm", message)
-        if self._cooling is None:
+        if self.cooling is None:
             return heat
-        for kind, message in self._cooling.update(self._recent if decides else None, within):
+        for kind, message in self.cooling.update(self.recent if decides else None, within):
             self._note(kind, message)
-        return self._cooling.heat
+        return self.cooling.heat
 
     def _one_step(self, stage: Stage, within: int, stage_heat: float) -> float:
         heat = self._heat(stage_heat)
         kT = self.generator.kT * heat
         options = {"heat": heat} if self._hottest is not None else {}
-        rate = stage.learning_rate(within) * self._safeguard.rate
+        rate = stage.learning_rate(within) * self.safeguard.rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("rate", 1.0)
         replayed = self._drawing.replayed(stage, kT, options)
@@ -289,7 +297,7 @@ class Training:
         offset = torch.zeros_like(reduced) if alignment is None else alignment(positions).detach()
         energy = torch.where(finite, (reduced - offset) * kT, reduced)
         inside = {name: predicate(positions) for name, predicate in self.basins.items()}
-        self._recent.add(Batch(energy, torch.where(finite, offset, 0.0), log_q, inside))
+        self.recent.add(Batch(energy, torch.where(finite, offset, 0.0), log_q, inside))
         if any(stage.replay for stage in self.stages):
             self.buffer.add(positions[finite], energy[finite], offset[finite], log_q[finite])
 
@@ -299,19 +307,19 @@ class Training:
         loss.backward()
         self.processes.sum_gradients(self._parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM))
-        if not self._safeguard.is_good(float(loss.detach()), norm):
+        if not self.safeguard.is_good(float(loss.detach()), norm):
             self._fail(f"the gradient norm was {norm:g}")
             return
         self.optimizer.step()
-        self._update_average()
-        self._safeguard.took(norm)
+        self.average.update(self.step)
+        self.safeguard.took(norm)
 
     def _fail(self, reason: str) -> None:
         self.skipped += 1
         log.warning("step %d skipped: %s (%d so far)", self.step, reason, self.skipped)
-        done = self._safeguard.failed(reason)
+        done = self.safeguard.failed(reason)
         if done is not None:
-            self._recent.clear()
+            self.recent.clear()
             self._note("divergence", done)
 
     def _note(self, kind: str, message: str) -> None:
@@ -327,40 +335,22 @@ class Training:
         """
         if self._hottest is None or self.step % 2 == 0 or heat >= self._hottest:
             return heat
-        stream = torch.Generator().manual_seed(hash((self._seed, self.step)) % 2**63)
+        stream = torch.Generator().manual_seed(hash((self.seed, self.step)) % 2**63)
         share = float(torch.rand((), generator=stream))
         return float(heat * (self._hottest / heat) ** share)
-
-    def _update_average(self) -> None:
-        decay = min(AVERAGING, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self._parameters], 1 - decay)
-
-    def _use_raw(self) -> None:
-        """Go on from the parameters that the averages replaced."""
-        if self._raw is not None:
-            with torch.no_grad():
-                for parameter, raw in zip(self._parameters, self._raw, strict=True):
-                    parameter.copy_(raw)
-            self._raw = None
-
-    def _use_average(self) -> None:
-        self._raw = [p.detach().clone() for p in self._parameters] if self.step < self.n_steps else None
-        with torch.no_grad():
-            for parameter, average in zip(self._parameters, self.average, strict=True):
-                parameter.copy_(average)
 
     def _record(self, stage: Stage, heat: float, loss: float) -> None:
         molecule, kT = self.generator.molecule, self.generator.kT * heat
         target = molecule.temperature.value_in_unit(unit.kelvin) if molecule is not None else 1.0
-        seen = len(self._recent) > 0
-        populations = self._recent.populations(kT) if seen else dict.fromkeys(self.basins, (math.nan, math.nan))
+        seen = len(self.recent) > 0
+        populations = self.recent.populations(kT) if seen else dict.fromkeys(self.basins, (math.nan, math.nan))
         record = {
             "stage": stage.name,
             "step": self.step,
             "temperature": heat * target,
             "heat": heat,
             "loss": loss,
-            "ess_fraction": self._recent.ess_fraction(kT) if seen else 0.0,
+            "ess_fraction": self.recent.ess_fraction(kT) if seen else 0.0,
             "energy_evaluations": self.processes.sum(self.generator.potential.counts.energy),
             "seconds": self.seconds,
             "populations": {name: population for name, (population, _) in populations.items()},
@@ -371,59 +361,7 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, as tensors, numbers and strings only."""
-        return {
-            **self._plan(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "flow": self.generator.flow.state_dict(),
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
-            "streams": self._shards.states(),
-            "history": self.history.records,
-            "events": self.history.events_state(),
-            "recent": self._recent.state(),
-            "cooling": self._cooling_state(),
-            "watch": self._watch.state(),
-            "seed": self._seed,
-            "safeguard": self._safeguard.state(),
-            "buffer": self.buffer.state_dict(),
-            "counts": self._total_counts(),
-            "skipped": self.skipped,
-            "losses": {name: module.state_dict() for name, module in self._loss_modules().items()},
-        }
-
-    def _cooling_state(self) -> dict[str, Any] | None:
-        if self._cooling is None:
-            return None
-        index = next(k for k, stage in enumerate(self.stages) if stage is self._cooling.stage)
-        return {"stage": index, **self._cooling.state()}
-
-    def _plan(self) -> dict[str, Any]:
-        """What another training must share to go on from a state of this one."""
-        return {
-            "stages": [asdict(stage) for stage in self.stages],
-            "batch_size": self.batch_size,
-            "shards": self._shards.number,
-            "capacity": self.buffer.capacity,
-            "sharpness": self.buffer.sharpness,
-            "basins": list(self.basins),
-            "compile": self.compile,
-        }
-
-    def _total_counts(self) -> dict[str, int]:
-        """Evaluations of all processes."""
-        counts = self.generator.potential.counts.__getstate__()
-        return {name: self.processes.sum(value) for name, value in counts.items()}
-
-    def _set_counts(self, totals: Mapping[str, int]) -> None:
-        """Leave the counts of all processes to the first."""
-        counts = self.generator.potential.counts
-        share = totals if self.processes.is_first else dict.fromkeys(totals, 0)
-        counts.add(**{name: value - getattr(counts, name) for name, value in share.items()})
-
-    def _loss_modules(self) -> dict[str, nn.Module]:
-        """The losses that have a state."""
-        return {name: module for name, module in self.objectives.items() if isinstance(module, nn.Module)}
+        return state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict` of an equal training.
@@ -433,28 +371,7 @@ class Training:
         CheckpointError
             If the stages, the batch size, the shards, the buffer, the basins or the compilation differ, named.
         """
-        for key, value in self._plan().items():
-            if state[key] != value:
-                raise CheckpointError(f"the checkpoint was made with {key} = {state[key]}, this training has {value}")
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.generator.flow.load_state_dict(state["flow"])
-        for tensor, saved in zip(self.average, state["average"], strict=True):
-            tensor.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._shards.load(state["streams"])
-        self.history.load(state["history"], state["events"])
-        self.skipped = state["skipped"]
-        for name, module in self._loss_modules().items():
-            module.load_state_dict(state["losses"][name])
-        self._recent.load(state["recent"], self.generator.device)
-        self._safeguard.load(state["safeguard"])
-        self.buffer.load_state_dict(state["buffer"], self.generator.device)
-        self._watch.load(state["watch"])
-        self._seed = state["seed"]
-        if state["cooling"] is not None:
-            self._cooling = Cooling(self.stages[state["cooling"]["stage"]], self.generator.kT, self._watch)
-            self._cooling.load(state["cooling"])
-        self._set_counts(state["counts"])
+        restore(self, state)
 
 
 def soft_cap(reduced_energy: Tensor) -> Tensor:
