@@ -80,6 +80,8 @@ def load_ensemble(folder: str | os.PathLike[str], molecule: Molecule | None) -> 
         if molecule is None:
             raise OutputError(f"{folder} does not say its temperature (an older version wrote it): give the molecule")
         values["kT"] = molecule.kT
+    if not (np.isfinite(values["kT"]) and values["kT"] > 0):
+        raise OutputError(f"cannot read the samples in {folder}: weights.npz has kT = {values['kT']:g} kJ/mol")
     if len(positions) != len(arrays["log_weights"]) or (
         molecule is not None and positions.shape[1] != molecule.n_atoms
     ):

@@ -152,6 +152,14 @@ def test_weights_that_are_missing_or_undefined_are_named(run, tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kT", [0.0, -1.0, np.nan])
+def test_a_temperature_that_cannot_be_is_named(kT, run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    np.savez(folder / "weights.npz", **dict(np.load(folder / "weights.npz")) | {"kT": np.array(kT)})
+    assert main(["free-energy", str(folder), "--basin", BASIN]) == 2
+    assert f"weights.npz has kT = {kT:g} kJ/mol" in capsys.readouterr().err
+
+
 def test_reading_in_two_threads_leaves_standard_output(run):
     """Once, each thread took the silence of the other for the output to restore."""
     program = (

@@ -118,6 +118,8 @@ def test_profile_in_two_dimensions_sums_to_that_in_one():
     ensemble = Ensemble(positions, -0.3 * positions[:, 0, 0], KT)
     options = {"bins": 12, "range": (-3.0, 3.0)}
     line = fe.profile(ensemble, first, **options)
+    with pytest.raises(EstimateError, match="it needs two at least"):
+        fe.profile(ensemble, first, bins=1)
     plane = fe.profile(ensemble, first, lambda x: x[:, 0, 1], bins=12, range=[(-3.0, 3.0), (-9.0, 9.0)])
     np.testing.assert_allclose(plane.probability.sum(axis=1), line.probability, atol=1e-12)
     assert plane.n_samples.sum() == line.n_samples.sum()

@@ -52,6 +52,7 @@ def test_every_key_is_an_option():
         ('pdb = "a.pdb"\nbudget = 1.5', "budget = 1.5 must be a whole number or text"),
         ('pdb = "a.pdb"\n[basins]\nA = 1', "basins.A = 1 must be text"),
         ("pdb = ", "no valid TOML"),
+        ('pdb = "a\\u0000.pdb"', "holds a NUL character"),
     ],
 )
 def test_bad_recipes_say_what_to_do(tmp_path, text, said):

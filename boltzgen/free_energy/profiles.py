@@ -201,8 +201,8 @@ def _counts(bins: int | Sequence[int] | None, n_variables: int) -> tuple[int, ..
     if bins is None:
         return (72,) if n_variables == 1 else (36, 36)
     counts = tuple(int(n) for n in np.broadcast_to(np.asarray(bins), n_variables))
-    if min(counts) < 1:
-        raise EstimateError(f"bins must be at least 1, not {bins}")
+    if min(counts) < 1 or math.prod(counts) < 2:
+        raise EstimateError(f"bins = {bins}: a profile compares cells, so it needs two at least")
     return counts
 
 

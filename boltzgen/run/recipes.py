@@ -68,6 +68,8 @@ def _check(path: Path, key: str, value: Any) -> None:
             _WORDS[kind] for kind in wanted[-1:] + wanted[:-1] if kind is not int or float not in wanted
         )
         raise OptionError(f"{path}: {key} = {value!r} must be {kinds}")
+    if isinstance(value, str) and "\0" in value:
+        raise OptionError(f"{path}: {key} = {value!r} holds a NUL character")
     if isinstance(value, dict):
         for name, text in value.items():
             if not isinstance(text, str):
