@@ -97,6 +97,18 @@ def test_a_wrong_density_or_gradient_is_not_used(flow, monkeypatch, wrong):
     torch.testing.assert_close(compiled.log_prob(positions), log_q)
 
 
+def test_other_batch_sizes_are_compared_before_they_are_used(flow, monkeypatch):
+    """As of a compiler that gets batches of 8 wrong, and only those."""
+    compiles = lambda function, **_: lambda x: function(x) + (len(x) == 8)
+    monkeypatch.setattr(torch, "compile", compiles)
+    compiled = CompiledFlow(flow, 16)
+    assert compiled.reason == ""
+    for n in (16, 8, 16):
+        positions, log_q = flow.sample_and_log_prob(n)
+        torch.testing.assert_close(compiled.log_prob(positions), log_q)
+    assert "differs from the eager one" in compiled.reason
+
+
 def test_wrong_samples_are_not_used(dipeptide, monkeypatch):
     flow = BoltzmannGenerator.for_molecule(dipeptide, CompiledPotential(dipeptide), config=SMALL).flow
     wrong = lambda function: (lambda x: function(x) + 0.01) if function.__name__ == "place" else function

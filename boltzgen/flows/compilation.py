@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from boltzgen.errors import BoltzgenError
+from boltzgen.flows.base import Base
 from boltzgen.flows.molecular import MolecularFlow
 from boltzgen.progress import shown_wait
 
@@ -40,7 +41,7 @@ class CompiledFlow:
     ----------
     flow : Flow
     batch_size : int
-        Configurations of a batch; for others it compiles again.
+        Configurations of a batch; for others it compiles again, and compares again.
 
     Attributes
     ----------
@@ -52,23 +53,28 @@ class CompiledFlow:
         self._flow, self.reason = flow, ""
         self._density: Callable[[Tensor], Tensor] | None = None
         self._place: Callable[[Any], Tensor] | None = None
-        parameters = [p for p in flow.parameters() if p.requires_grad]
-        self._is_small = sum(p.numel() for p in parameters) < ONE_THREAD_BELOW
-        stream = torch.Generator(parameters[0].device).manual_seed(0)
-        try:
+        self._trusted = {"density": set[int](), "samples": set[int]()}  # batch sizes that were compared
+        self._parameters = [p for p in flow.parameters() if p.requires_grad]
+        self._is_small = sum(p.numel() for p in self._parameters) < ONE_THREAD_BELOW
+        with (
+            self._tried(),
+            shown_wait("compiling the flow for torch, once (one to three minutes; less when cached)"),
             # What is compiled for another number of threads, or without gradients, is compiled again when used.
-            with (
-                shown_wait("compiling the flow for torch, once (one to three minutes; less when cached)"),
-                _threads(1 if self._is_small else None),
-                torch.enable_grad(),
-            ):
-                self._compile_density(batch_size, stream, parameters)
-                if isinstance(flow, MolecularFlow):
-                    self._compile_samples(flow, batch_size, stream)
-        except Exception as error:  # no compiler, no write permission, a bug in the compiler: all mean eager
+            _threads(1 if self._is_small else None),
+            torch.enable_grad(),
+        ):
+            self._compile(batch_size)
+
+    @contextlib.contextmanager
+    def _tried(self) -> Iterator[None]:
+        """Whatever fails in here, no compiler, no write permission, a bug in the compiler, means eager."""
+        try:
+            yield
+        except Exception as error:
+            self._density = self._place = None
             lines = str(error).strip().splitlines()
             self.reason = f"torch.compile cannot be used for the flow: {lines[0] if lines else type(error).__name__}"
-            log.warning("%s; training without it", self.reason)
+            log.warning("%s; going on without it", self.reason)
 
     def suited_threads(self) -> contextlib.AbstractContextManager[None]:
         """One thread for as long as this lasts, if the networks are so small that they are faster on one."""
@@ -76,8 +82,13 @@ class CompiledFlow:
 
     def log_prob(self, positions: Tensor) -> Tensor:
         """Log q (B,) of positions (B, N, 3) in nm."""
-        log_q = self._flow.log_prob(positions) if self._density is None else self._density(positions)
-        if self._density is not None and bool(torch.isnan(log_q).any()):  # eager splines take doubles where needed
+        if self._density is not None and len(positions) not in self._trusted["density"]:
+            with self._tried():
+                self._compare_density(positions.detach())
+        if self._density is None:
+            return self._flow.log_prob(positions)
+        log_q = self._density(positions)
+        if bool(torch.isnan(log_q).any()):  # eager splines take doubles where needed
             return self._flow.log_prob(positions)
         return log_q
 
@@ -88,33 +99,45 @@ class CompiledFlow:
                 return self._flow.sample_and_log_prob(n_samples, generator)[0]
             assert isinstance(self._flow, MolecularFlow)
             base = self._flow.draw(n_samples, generator)
-            return self._place(base)
+            if n_samples not in self._trusted["samples"]:
+                with self._tried():
+                    self._compare_samples(base)
+            return self._flow.place(base)[0] if self._place is None else self._place(base)
 
-    def _compile_density(self, batch_size: int, stream: torch.Generator, parameters: list[torch.nn.Parameter]) -> None:
-        flow = self._flow
+    def _compile(self, batch_size: int) -> None:
+        flow, stream = self._flow, torch.Generator(self._parameters[0].device).manual_seed(0)
 
         def density(positions: Tensor) -> Tensor:
             return flow.log_prob(positions)
 
-        compiled: Callable[[Tensor], Tensor] = torch.compile(_fresh(density), dynamic=False, options=OPTIONS)
+        self._density = torch.compile(_fresh(density), dynamic=False, options=OPTIONS)
         with torch.no_grad():
             positions, _ = flow.sample_and_log_prob(batch_size, stream)
-        found = _with_gradient(compiled, positions, parameters)
-        expected = _with_gradient(density, positions, parameters)
-        for one, other in zip(expected, found, strict=True):
-            _check(one, other, "density")
-        self._density = compiled
+        self._compare_density(positions)
+        if not isinstance(flow, MolecularFlow):
+            return
 
-    def _compile_samples(self, flow: MolecularFlow, batch_size: int, stream: torch.Generator) -> None:
         def place(base: Any) -> Tensor:
             return flow.place(base)[0]  # the density of the samples is dead code, which the compiler leaves out
 
-        compiled: Callable[[Any], Tensor] = torch.compile(_fresh(place), dynamic=False, options=OPTIONS)
+        self._place = torch.compile(_fresh(place), dynamic=False, options=OPTIONS)
         with torch.no_grad():
-            base = flow.draw(batch_size, stream)
-            found, expected = compiled(base), place(base)
-        _check(expected, found, "samples")
-        self._place = compiled
+            self._compare_samples(flow.draw(batch_size, stream))
+
+    def _compare_density(self, positions: Tensor) -> None:
+        assert self._density is not None
+        with torch.enable_grad():
+            found = _with_gradient(self._density, positions, self._parameters)
+            expected = _with_gradient(self._flow.log_prob, positions, self._parameters)
+        for one, other in zip(expected, found, strict=True):
+            _check(one, other, "density")
+        self._trusted["density"].add(len(positions))
+
+    def _compare_samples(self, base: Base) -> None:
+        assert self._place is not None
+        assert isinstance(self._flow, MolecularFlow)
+        _check(self._flow.place(base)[0], self._place(base), "samples")
+        self._trusted["samples"].add(base.stiff.shape[1])
 
 
 @contextlib.contextmanager
