@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from boltzgen import __version__
@@ -21,7 +22,7 @@ from boltzgen.progress import Progress
 from boltzgen.run.checkpoints import FORMAT, FORMAT_VERSION, load_checkpoint
 from boltzgen.training import Stage, Training, TrainingDivergedError
 
-__all__ = ["Curve", "Refinement", "kept_flow", "refine"]
+__all__ = ["Curve", "Refinement", "kept_arrays", "kept_flow", "refine"]
 
 LONG = 5000  # steps, of refinements that also tell their progress while they run
 MEASURED = "measured"  # key of the records
@@ -123,7 +124,14 @@ def refine(
     RunInterrupted
         After Ctrl-C or SIGTERM, with the state in the checkpoint, if there is one to write.
     """
-    generator = BoltzmannGenerator(copy.deepcopy(start.flow), start.potential, kT=start.kT, seed=start.seed)
+    generator = BoltzmannGenerator(
+        copy.deepcopy(start.flow),
+        start.potential,
+        molecule=start.molecule,
+        kT=start.kT,
+        seed=start.seed,
+        alignment=start.alignment,
+    )
     known = {"boltzgen": __version__, **asdict(refinement), **(identity or {})}
     last: dict[str, Any] = {}
     progress = Progress(every=60.0) if refinement.n_steps >= LONG else None
@@ -191,6 +199,35 @@ def kept_flow(
     train()
     if path is not None:
         _write(path, {"step": 0, "flow": generator.flow.state_dict()}, known)
+
+
+def kept_arrays(
+    path: Path | None, identity: Mapping[str, Any], make: Callable[[], Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Make arrays that take long, or read those that were written when they were made before.
+
+    Parameters
+    ----------
+    path : Path, optional
+        Without it, nothing is written.
+    identity : {name: number or string}
+    make : callable
+        Gives arrays by name.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or of another identity.
+    """
+    known = {"boltzgen": __version__, **identity}
+    if path is not None and path.exists():
+        found = load_checkpoint(path)
+        found.check(known)
+        return {name: value.numpy() for name, value in found.training["made"].items()}
+    made = {name: np.asarray(value) for name, value in make().items()}
+    if path is not None:
+        _write(path, {"step": 0, "made": {name: torch.as_tensor(value) for name, value in made.items()}}, known)
+    return made
 
 
 def _run(training: Training, checkpoint: Path | None) -> str | None:

@@ -1,0 +1,337 @@
+"""A molecule as the paper generates it: heavy atoms by a Cartesian flow, hydrogens put at their energy minimum.
+
+The target is exp(-U(h(x_C))/kT) on the heavy atoms x_C, where h is a trained network; with an alignment penalty or
+without. Data and populations of the Boltzmann distribution itself ("solid" in the paper's figures) and of this target
+("dashed") come from parallel tempering on U and on U(h(x_C)).
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from openmm import unit
+from torch import Tensor
+
+from boltzgen.coordinates.reference import minimized_positions
+from boltzgen.diagnostics import effective_sample_fraction
+from boltzgen.energy import CompiledPotential
+from boltzgen.energy.alignment import AlignmentPenalty
+from boltzgen.ensemble import Ensemble
+from boltzgen.errors import StructureError
+from boltzgen.flows.molecular import GeneratorConfig
+from boltzgen.generator import BoltzmannGenerator
+from boltzgen.molecule import Molecule
+from boltzgen.placement import PlacedPotential, train_placement
+from boltzgen.reproduce.curves import kept_arrays, kept_flow
+from boltzgen.reproduce.molecule_settings import FlattenedSampling, MoleculeSettings, Sampling
+from boltzgen.sampling import SamplingRun, domain_of, flattened_sampling, learn_bias, parallel_tempering
+
+__all__ = ["Array", "Frames", "HeavyAtoms", "MoleculeCase", "MoleculeData", "Share", "prepare", "prepare_data"]
+
+Array = np.ndarray
+DATA_SEED, PLACED_SEED, NETWORK_SEED = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class MoleculeCase:
+    """A molecule of the paper and its modes.
+
+    Attributes
+    ----------
+    name : str
+    structure, forcefield : str
+        File in ``systems/``, and a force field by name or as such a file.
+    modes : {name: callable}
+        From positions (B, n_heavy, 3) of the heavy atoms to (B,) bool.
+    """
+
+    name: str
+    structure: str
+    forcefield: str
+    modes: Mapping[str, Callable[[Tensor], Tensor]] = field(repr=False)
+
+    def molecule(self, temperature: float) -> Molecule:
+        """The molecule at a temperature in K.
+
+        Raises
+        ------
+        StructureError
+            If the folder ``systems`` is not to be found.
+        """
+        forcefield = str(_system_file(self.forcefield)) if self.forcefield.endswith(".xml") else self.forcefield
+        return Molecule.from_pdb(
+            _system_file(self.structure), forcefield=forcefield, solvent=None, temperature=temperature * unit.kelvin
+        )
+
+
+@dataclass(frozen=True)
+class Share:
+    """Share of a mode in percent, and its standard error from independent ladders."""
+
+    percent: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.percent:.2f} ± {self.error:.2f} %"
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Frames of a sampler, within the domain of the structure.
+
+    Attributes
+    ----------
+    positions : (n, N, 3) array
+        nm, of all atoms.
+    energies : (n,) array
+        kJ/mol.
+    log_weights : (n,) array
+        Zeros from parallel tempering.
+    groups : (n,) array
+        Which of the independent ladders or walkers each frame is of.
+    evaluations : int
+    seconds : float
+    outside : float
+        Share of frames that were left out, with a cis amide for instance.
+    """
+
+    positions: Array
+    energies: Array
+    log_weights: Array
+    groups: Array
+    evaluations: int
+    seconds: float
+    outside: float
+
+    @property
+    def effective(self) -> float:
+        """Kish's effective number of frames; correlation between them is not in it."""
+        return len(self.energies) * effective_sample_fraction(self.log_weights)
+
+    def rows(self, rows: Array) -> Frames:
+        """Some of the frames."""
+        names = ("positions", "energies", "log_weights", "groups")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def share(self, inside: Array, log_weights: Array | None = None) -> Share:
+        """Weighted share of some frames, with the standard error of a ratio from the ladders.
+
+        Parameters
+        ----------
+        inside : (n,) bool array
+        log_weights : (n,) array, optional
+            Added to those of the frames.
+        """
+        total_weights = self.log_weights if log_weights is None else self.log_weights + log_weights
+        weights = np.exp(total_weights - total_weights.max())
+        _, ladder = np.unique(self.groups, return_inverse=True)
+        total, part = np.bincount(ladder, weights), np.bincount(ladder, weights * inside)
+        share = part.sum() / total.sum()
+        n = len(total)
+        error = np.sqrt(n / max(n - 1, 1) * np.square(part - share * total).sum()) / total.sum()
+        return Share(100 * float(share), 100 * float(error))
+
+
+@dataclass(frozen=True, eq=False)
+class MoleculeData:
+    """A molecule with data of its Boltzmann distribution.
+
+    Attributes
+    ----------
+    case : MoleculeCase
+    molecule : Molecule
+    potential : CompiledPotential
+        Of all atoms.
+    atoms : (n_heavy,) array
+        Indices of the heavy atoms.
+    reference : (n_heavy, 3) array
+        nm; the minimised structure, which the penalty aligns to.
+    data : Frames
+    """
+
+    case: MoleculeCase
+    molecule: Molecule
+    potential: CompiledPotential
+    atoms: Array
+    reference: Array
+    data: Frames
+
+    @property
+    def kT(self) -> float:
+        """kJ/mol."""
+        return self.molecule.kT
+
+    def heavy(self, frames: Frames) -> Tensor:
+        """Heavy atoms (n, n_heavy, 3) of frames, nm."""
+        return torch.as_tensor(frames.positions[:, self.atoms])
+
+    def penalty(self, strength: float) -> AlignmentPenalty | None:
+        """The alignment penalty on the heavy atoms; none at strength zero."""
+        return AlignmentPenalty(self.reference, strength) if strength else None
+
+    def ensemble(self, frames: Frames, whole: bool = False) -> Ensemble:
+        """Frames as an Ensemble: of the heavy atoms, or of the whole molecule."""
+        return Ensemble(
+            positions=frames.positions if whole else frames.positions[:, self.atoms],
+            log_weights=frames.log_weights,
+            kT=self.kT,
+            energies=frames.energies,
+            molecule=self.molecule if whole else None,
+            groups=frames.groups,
+        )
+
+    def shares(self, frames: Frames, strength: float = 0.0) -> dict[str, Share]:
+        """Share of every mode; with a penalty, in its distribution, which weights frames by their integral over
+        rotations (`AlignmentPenalty.log_rotation_integral`)."""
+        heavy, penalty = self.heavy(frames), self.penalty(strength)
+        log_weights = None if penalty is None else penalty.log_rotation_integral(heavy).numpy()
+        return {name: frames.share(mode(heavy).numpy(), log_weights) for name, mode in self.case.modes.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class HeavyAtoms(MoleculeData):
+    """All that refinements of one molecule share, beside its data.
+
+    Attributes
+    ----------
+    factor : (3 n_heavy, 3 n_heavy) array
+        nm; of an untrained flow.
+    placed, trained_on : PlacedPotential
+        U(h(x_C)), and the same with every term of U capped.
+    minimized : Frames
+        Of exp(-U(h(x_C))/kT).
+    placement : BoltzmannGenerator
+        Holds the network h.
+    """
+
+    factor: Array
+    placed: PlacedPotential
+    trained_on: PlacedPotential
+    minimized: Frames
+    placement: BoltzmannGenerator
+
+
+def prepare_data(
+    case: MoleculeCase,
+    settings: MoleculeSettings,
+    checkpoint: Callable[[str], Path | None],
+    say: Callable[[str], None],
+) -> MoleculeData:
+    """The molecule and its data; parameters and errors as of `prepare`."""
+    molecule = case.molecule(settings.temperature)
+    potential, atoms = CompiledPotential(molecule), np.asarray(molecule.heavy_atoms)
+    reference = minimized_positions(molecule)[atoms]
+    identity = {"seed": DATA_SEED, "temperature": settings.temperature, "network": ""}
+    data = _frames(molecule, potential, potential, settings.data, identity, checkpoint("data"))
+    say(f"{case.name}: {len(data.energies):,} frames of data, {data.evaluations:,} evaluations in {data.seconds:.0f} s")
+    return MoleculeData(case, molecule, potential, atoms, reference - reference.mean(0), data)
+
+
+def prepare(
+    case: MoleculeCase,
+    settings: MoleculeSettings,
+    checkpoint: Callable[[str], Path | None],
+    say: Callable[[str], None],
+) -> HeavyAtoms:
+    """Data, network and references; from checkpoints where they were made before.
+
+    Parameters
+    ----------
+    case : MoleculeCase
+    settings : MoleculeSettings
+    checkpoint : callable
+        Path for a name; None for nowhere.
+    say : callable
+        Takes a line for every part.
+
+    Raises
+    ------
+    CheckpointError
+        If a checkpoint is of other settings.
+    """
+    known = prepare_data(case, settings, checkpoint, say)
+    molecule, potential, data = known.molecule, known.potential, known.data
+    config = GeneratorConfig(cartesian_rounds=1, cartesian_hidden=8, placement_hidden=settings.placement_hidden)
+    placement = BoltzmannGenerator.for_molecule(
+        molecule, potential, coordinates="cartesian", hydrogens="network", config=config, seed=NETWORK_SEED
+    )
+    identity = {"data": str(settings.data), "temperature": settings.temperature, "steps": settings.placement_steps}
+
+    def train() -> None:
+        accuracy = train_placement(placement, data.positions, n_steps=settings.placement_steps, seed=NETWORK_SEED)
+        say(f"{case.name}: {accuracy}")
+
+    kept_flow(checkpoint("network"), placement, identity, train)
+    placed = PlacedPotential(placement)
+    by = {"seed": PLACED_SEED, "temperature": settings.temperature, "network": str(identity)}
+    minimized = _frames(molecule, potential, placed, settings.placed, by, checkpoint("minimized"))
+    say(
+        f"{case.name}: {len(minimized.energies):,} frames with hydrogens at their minimum, "
+        f"{minimized.evaluations:,} evaluations in {minimized.seconds:.0f} s"
+    )
+    capped = copy.copy(placement)
+    capped.potential = potential.capped(settings.max_gradient)
+    return HeavyAtoms(
+        **{name: getattr(known, name) for name in ("case", "molecule", "potential", "atoms", "reference", "data")},
+        factor=placement.flow.frame.factor,  # type: ignore[attr-defined]
+        placed=placed,
+        trained_on=PlacedPotential(capped),
+        minimized=minimized,
+        placement=placement,
+    )
+
+
+def _run(
+    molecule: Molecule, whole: CompiledPotential, potential: Any, sampling: Sampling | FlattenedSampling, seed: int
+) -> SamplingRun:
+    if isinstance(sampling, Sampling):
+        return parallel_tempering(molecule, potential, seed=seed, **asdict(sampling))
+    started, before = time.perf_counter(), whole.counts.force
+    bias = learn_bias(molecule, whole, n_steps=sampling.n_learning, n_walkers=sampling.n_walkers, seed=seed)
+    learning = whole.counts.force - before
+    options = asdict(sampling)
+    del options["n_learning"]
+    run = flattened_sampling(molecule, potential, bias, seed=seed + 1, **options)
+    return replace(run, evaluations=run.evaluations + learning, seconds=time.perf_counter() - started)
+
+
+def _frames(
+    molecule: Molecule,
+    whole: CompiledPotential,
+    potential: Any,
+    sampling: Sampling | FlattenedSampling,
+    identity: Mapping[str, Any],
+    path: Path | None,
+) -> Frames:
+    """Frames by sampling a potential of the molecule, ``whole`` being that of all its atoms."""
+
+    def make() -> dict[str, Array]:
+        run = _run(molecule, whole, potential, sampling, int(identity["seed"]))
+        ensemble = run.ensemble
+        inside = np.asarray(domain_of(molecule)(ensemble.positions))
+        return {
+            "positions": ensemble.positions[inside],
+            "energies": np.asarray(ensemble.energies)[inside],
+            "log_weights": np.asarray(ensemble.log_weights, dtype=np.float64)[inside],
+            "groups": np.asarray(ensemble.groups)[inside],
+            "cost": np.array([run.evaluations, run.seconds, ensemble.weights @ ~inside]),
+        }
+
+    made = kept_arrays(path, {**identity, **asdict(sampling)}, make)
+    evaluations, seconds, outside = made.pop("cost").tolist()
+    return Frames(**made, evaluations=int(evaluations), seconds=seconds, outside=outside)
+
+
+def _system_file(name: str) -> Path:
+    folders = (Path("systems"), Path(__file__).resolve().parents[2] / "systems")
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise StructureError(f"there is no systems/{name}: call this from the folder of the project, which has it")
