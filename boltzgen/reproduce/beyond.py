@@ -1,0 +1,280 @@
+"""Beyond the paper: hydrogens drawn from a flow, and internal coordinates beside Cartesian ones, on dialanine.
+
+"This can be lifted by using a conditional normalizing flow" (section 4): the target is then the Boltzmann distribution
+of all atoms, and the minor mode must come to its true share, the solid line of figure 3b, not the dashed one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from boltzgen.ensemble import Ensemble
+from boltzgen.flows.molecular import GeneratorConfig
+from boltzgen.generator import BoltzmannGenerator
+from boltzgen.reproduce.beyond_figure import draw
+from boltzgen.reproduce.claims import Claim, Figures, examine, markdown_table
+from boltzgen.reproduce.curves import Curve, Refinement, refine
+from boltzgen.reproduce.dialanine import DIALANINE
+from boltzgen.reproduce.dialanine import SETTINGS as DIALANINE_SETTINGS
+from boltzgen.reproduce.heavy_atoms import MoleculeData, prepare_data
+from boltzgen.reproduce.hydrogen_bias import pretrained_on_data
+from boltzgen.reproduce.molecule_curves import MEASURE_SEED, checkpoints_in
+from boltzgen.reproduce.molecule_settings import MoleculeSettings
+from boltzgen.reproduce.report import Choice, Report
+from boltzgen.sampling import shipped_reference
+
+__all__ = ["CLAIMS", "KINDS", "SETTINGS", "BeyondSettings", "first_reaching", "run", "run_settings"]
+
+KINDS = {"internal": "internal coordinates", "cartesian": "Cartesian coordinates"}
+CONVERGED = 0.25  # of the true share
+
+
+@dataclass(frozen=True)
+class BeyondSettings:
+    """How long everything takes.
+
+    Attributes
+    ----------
+    molecule : MoleculeSettings
+        Its data, and the sizes of the Cartesian flow.
+    pretraining_steps : int
+        With KL_z on the data, of either generator.
+    refinement : Refinement
+        With L2+.
+    n_measured : int
+        Samples of each point.
+    """
+
+    molecule: MoleculeSettings
+    pretraining_steps: int
+    refinement: Refinement
+    n_measured: int
+
+    def shortened(self, share: float) -> BeyondSettings:
+        """The same with a share of all steps and samples, to try whether it runs; it shows nothing then."""
+        cut = lambda n, least: max(least, round(share * n))
+        steps = cut(self.refinement.n_steps, 4)
+        return BeyondSettings(
+            self.molecule.shortened(share),
+            cut(self.pretraining_steps, 5),
+            replace(self.refinement, n_steps=steps, measure_every=max(1, steps // 2), batch_size=64),
+            cut(self.n_measured, 100),
+        )
+
+
+SETTINGS = {
+    "quick": BeyondSettings(
+        DIALANINE_SETTINGS["quick"],
+        pretraining_steps=600,
+        refinement=Refinement("l2+", n_steps=200, batch_size=256, learning_rate=3e-4, measure_every=25),
+        n_measured=2000,
+    ),
+    "paper": BeyondSettings(
+        DIALANINE_SETTINGS["paper"],
+        pretraining_steps=10_000,
+        refinement=Refinement("l2+", n_steps=100_000, batch_size=256, learning_rate=1e-4, measure_every=1000),
+        n_measured=10_000,
+    ),
+}
+
+CLAIMS = (
+    *(
+        Claim(
+            key=f"{kind} to the true share",
+            where="section 4 (said there to be possible)",
+            paper="a conditional flow of the hydrogens lifts the bias of their placement",
+            rule=f"with {words} and L2+, the minor mode as generated, in the last quarter, is within a quarter of its "
+            "true share",
+            holds=lambda f, kind=kind: abs(f[kind] - f[f"{kind}.true"]) <= CONVERGED * f[f"{kind}.true"],  # type: ignore[misc]
+            shown={f"{kind}.start": "start", kind: "end", f"{kind}.true": "true"},
+            unit="% in the minor mode",
+        )
+        for kind, words in KINDS.items()
+    ),
+    Claim(
+        key="fewer evaluations",
+        where="not in the paper",
+        paper="internal coordinates need fewer evaluations than Cartesian ones",
+        rule="L2+ in internal coordinates has the highest ESS of the Cartesian generator after fewer evaluations",
+        holds=lambda f: f["internal.evaluations"] < f["cartesian.evaluations"],
+        shown={
+            "common": "ESS in %",
+            "internal.evaluations": "evaluations, internal",
+            "cartesian.evaluations": "Cartesian",
+            "internal.seconds": "seconds, internal",
+            "cartesian.seconds": "Cartesian ",
+        },
+    ),
+)
+
+
+def run(scale: str, seeds: Sequence[int], folder: Path | None, say: Callable[[str], None]) -> Report:
+    """The experiment at one of its scales; see `boltzgen.reproduce.reproduce`."""
+    return run_settings(SETTINGS[scale], seeds, folder, say, scale=scale)
+
+
+def run_settings(
+    settings: BeyondSettings,
+    seeds: Sequence[int],
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    scale: str = "own settings",
+) -> Report:
+    """The experiment with settings of one's own.
+
+    Parameters
+    ----------
+    settings : BeyondSettings
+    seeds : sequence of int
+    folder : Path, optional
+        Checkpoints go to ``folder/checkpoints``, the data to those of the experiment "dialanine"; nowhere if absent.
+    say : callable
+        Takes a line for every part.
+
+    Raises
+    ------
+    CheckpointError, RunInterrupted, OutputError
+        See `boltzgen.reproduce.reproduce`.
+    """
+    checkpoint = checkpoints_in(folder, f"beyond-{scale}")
+    data = prepare_data(DIALANINE, settings.molecule, checkpoints_in(folder, f"dialanine-{scale}"), say)
+    true = _true_shares(data, settings)
+    curves: dict[int, dict[str, Curve]] = {}
+    for seed in seeds:
+        curves[seed] = {}
+        for kind in KINDS:
+            curves[seed][kind] = curve = _curve(data, settings, kind, seed, checkpoint)
+            minor, ess = curve.values["minor"], curve.values["ess"]
+            say(
+                f"beyond, seed {seed}, {kind}: minor mode {minor[0]:.2f} -> {minor[-1]:.2f} %, "
+                f"ESS {ess[0]:.1f} -> {ess[-1]:.1f} %"
+            )
+    figures = {seed: _figures(some, true, settings.refinement.batch_size) for seed, some in curves.items()}
+    return Report(
+        name="beyond",
+        title="Beyond the paper: hydrogens from a flow, and internal coordinates",
+        scale=scale,
+        seeds=tuple(seeds),
+        findings=examine(CLAIMS, figures),
+        choices=_choices(settings),
+        settings=asdict(settings),
+        values={
+            "true": true,
+            "figures": {str(seed): dict(values) for seed, values in figures.items()},
+            "curves": {str(seed): {k: c.as_dict() for k, c in some.items()} for seed, some in curves.items()},
+        },
+        draw=partial(draw, curves, true, KINDS, settings.refinement.batch_size),
+        notes=[
+            "Percentages are of the samples as generated, without weights. The Cartesian generator has the alignment "
+            "penalty in its target, whose factor its true share contains. Evaluations and seconds are those of the "
+            "refinement; either generator was pre-trained on the same data, which takes no evaluation.",
+        ],
+        tables={"Refinements": _table(curves)},
+    )
+
+
+def first_reaching(curve: Curve, ess: float) -> int | None:
+    """The first measured step at which the ESS (percent) was reached; None if never."""
+    reached = [step for step, value in zip(curve.steps, curve.values["ess"], strict=True) if value >= ess]
+    return reached[0] if reached else None
+
+
+def _curve(
+    data: MoleculeData, settings: BeyondSettings, kind: str, seed: int, checkpoint: Callable[[str], Path | None]
+) -> Curve:
+    sizes = settings.molecule
+    config = GeneratorConfig(
+        cartesian_rounds=sizes.n_rounds, cartesian_hidden=sizes.n_hidden, alignment=sizes.pretraining_strength
+    )
+    generator = BoltzmannGenerator.for_molecule(
+        data.molecule, data.potential, coordinates=kind, hydrogens="flow", config=config, seed=seed
+    )
+    n, batch_size = settings.pretraining_steps, settings.refinement.batch_size
+    pretrained_on_data(data, generator, n, batch_size, seed, checkpoint(f"seed{seed}-{kind}-pretrained"))
+    return refine(
+        generator,
+        settings.refinement,
+        lambda other: _measure(other, data, settings.n_measured),
+        checkpoint=checkpoint(f"seed{seed}-{kind}"),
+        identity={"seed": seed, "settings": str(settings)},
+    )[0]
+
+
+def _measure(generator: BoltzmannGenerator, data: MoleculeData, n: int) -> dict[str, float]:
+    with torch.no_grad():
+        positions, log_q = generator.flow.sample_and_log_prob(n, torch.Generator().manual_seed(MEASURE_SEED))
+        ensemble: Ensemble = generator.weigh(positions, log_q)
+    inside = DIALANINE.modes["minor"](torch.as_tensor(ensemble.positions[:, data.atoms])).numpy()
+    return {
+        "minor": 100 * float(inside.mean()),
+        "reweighted": 100 * float(ensemble.unbiased().weights @ inside),
+        "ess": 100 * ensemble.ess_fraction,
+    }
+
+
+def _true_shares(data: MoleculeData, settings: BeyondSettings) -> dict[str, float]:
+    """Percent in the minor mode; with the penalty's factor, from the data, for the Cartesian generator."""
+    plain = data.shares(data.data)["minor"].percent
+    penalised = data.shares(data.data, settings.molecule.pretraining_strength)["minor"].percent
+    shipped = shipped_reference(data.molecule)
+    true = plain if shipped is None else 100 * shipped.free_energies["C7ax"]["probability"]
+    return {"internal": true, "cartesian": true * penalised / plain if plain else true}
+
+
+def _figures(curves: Mapping[str, Curve], true: Mapping[str, float], batch_size: int) -> Figures:
+    """The figures of one seed that the claims look at."""
+    common = max(curves["cartesian"].values["ess"])
+    values = {"common": common}
+    for kind, curve in curves.items():
+        step = first_reaching(curve, common)
+        values |= {kind: curve.late("minor"), f"{kind}.start": curve.values["minor"][0], f"{kind}.true": true[kind]}
+        values[f"{kind}.evaluations"] = math.nan if step is None else step * batch_size
+        values[f"{kind}.seconds"] = math.nan if step is None else curve.seconds * step / curve.steps[-1]
+    return values
+
+
+def _choices(settings: BeyondSettings) -> list[Choice]:
+    refinement = settings.refinement
+    return [
+        Choice("data, temperature, force field", "", "those of the experiment dialanine"),
+        Choice(
+            "true share",
+            "about 6 %",
+            "the converged reference that comes with the package, in the domain of the structure",
+        ),
+        Choice(
+            "generators",
+            "Cartesian, hydrogens at their minimum",
+            f"hydrogens from the package's conditional flow; Cartesian heavy atoms by {settings.molecule.n_rounds} x 4 "
+            f"couplings of {settings.molecule.n_hidden}, or internal coordinates by the package's default flow",
+        ),
+        Choice(
+            "training",
+            "",
+            f"KL_z on the data for {settings.pretraining_steps:,} steps, then L2+ for {refinement.n_steps:,} with a "
+            f"learning rate of {refinement.learning_rate:g}, batches of {refinement.batch_size}",
+        ),
+        Choice(
+            "outside the domain",
+            "",
+            "the target is zero there: Cartesian samples of wrong chirality, or stretched beyond bounds, are left out",
+        ),
+    ]
+
+
+def _table(curves: Mapping[int, Mapping[str, Curve]]) -> str:
+    rows = []
+    for seed, some in curves.items():
+        for kind, curve in some.items():
+            cells = [f"{curve.values[name][at]:.2f}" for name in ("minor", "reweighted", "ess") for at in (0, -1)]
+            rows.append(
+                (KINDS[kind], str(seed), *cells, f"{curve.seconds:.0f}", f"{curve.skipped}", curve.failed or "")
+            )
+    heads = [f"{what} {when}" for what in ("minor %", "reweighted %", "ESS %") for when in ("start", "end")]
+    return markdown_table(("generator", "seed", *heads, "seconds", "steps left out", "failed"), rows)

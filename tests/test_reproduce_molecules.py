@@ -1,0 +1,266 @@
+"""The molecules of the paper run again: force field, modes, populations, weights, claims and the whole way in small."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from openmm import app, unit
+from small_molecules import DATA, small_molecule
+
+from boltzgen.cli import main
+from boltzgen.collective_variables import parse_basin
+from boltzgen.energy import CompiledPotential, OpenMMPotential
+from boltzgen.ensemble import Ensemble
+from boltzgen.errors import CheckpointError
+from boltzgen.reproduce import beyond, butane, dialanine
+from boltzgen.reproduce.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED, examine
+from boltzgen.reproduce.curves import Curve, kept_arrays
+from boltzgen.reproduce.heavy_atoms import Frames, prepare
+from boltzgen.reproduce.hydrogen_bias import equation_32
+from boltzgen.reproduce.molecule_curves import cloud_of, measure, oriented_data, refine_all
+
+SMALL = butane.SETTINGS["quick"].shortened(1e-6)
+
+# Figures as the paper has them, and for each claim some that contradict it.
+BUTANE = {
+    **{f"{name}.asymmetry": 0.4 for name in ("solid", "dashed")},
+    **{f"{name}.asymmetry_error": 0.3 for name in ("solid", "dashed")},
+    "solid": 28.0,
+    "solid.error": 0.3,
+    "dashed": 22.0,
+    "dashed.error": 0.3,
+    "start.spread": 0.02,
+    "start.gauche": 27.0,
+    "start.surprise": -38.0,
+    "start.energy_90": 15.0,
+    "kl-x.spread": 0.5,
+    "kl-x.gauche": 0.1,
+    "kl-x.surprise": 400.0,
+    "kl-z-df.spread": 0.022,
+    "kl-z-df.gauche": 26.0,
+    "kl-z-df.gauche+": 13.0,
+    "kl-z-df.gauche-": 13.0,
+    "kl-z-df.energy_90": 14.0,
+    "l2+.gauche+": 11.0,
+    "l2+.gauche-": 11.0,
+}
+AGAINST_BUTANE = {
+    "gauche by symmetry": {"dashed.asymmetry": 1.0},
+    "bias of the hydrogens": {"dashed": 27.5},
+    "KL_x expands": {"kl-x.spread": 0.03},
+    "KL_x loses the minor modes": {"kl-x.gauche": 5.0},
+    "explosion of U_G": {"kl-x.surprise": -30.0},
+    "KL_z data-free does not explore": {"kl-z-df.spread": 0.1},
+    "KL_z data-free keeps the modes": {"kl-z-df.gauche-": 2.0},
+    "KL_z data-free stays low": {"kl-z-df.energy_90": 40.0},
+    "KL_z data-free does not converge": {"kl-z-df.gauche": 22.5},
+    "L2+ keeps the modes": {"l2+.gauche+": 1.0},
+}
+DIALANINE = {
+    "solid": 6.0,
+    "solid.error": 0.1,
+    "dashed": 1.21,
+    "dashed.error": 0.05,
+    "eq32.effective": 900.0,
+    "eq32": 1.21,
+    "eq32.error": 0.1,
+    "unpenalised": 1.25,
+    "unpenalised.error": 0.05,
+    "start.minor": 6.0,
+    "start.energy_90": 5.0,
+    "kl-x.minor": 0.0,
+    "kl-z-df.minor": 0.0,
+    "l2+.minor": 1.2,
+    "kl-z-df.highest": 100.0,
+    "l2+.highest": 6.0,
+    "l2+attached.highest": 300.0,
+    "log-variance.highest": 300.0,
+}
+AGAINST_DIALANINE = {
+    "bias of the hydrogens": {"dashed": 5.9},
+    "equation 32": {"eq32.effective": 1.2},
+    "KL_x collapses": {"kl-x.minor": 1.0},
+    "KL_z data-free loses the mode": {"kl-z-df.minor": 0.6},
+    "KL_z data-free is unstable": {"kl-z-df.highest": 7.0},
+    "L2+ keeps the mode": {"l2+.minor": 0.1},
+    "L2+ converges": {"l2+.minor": 6.0},
+    "L2+ is stable": {"l2+.highest": 90.0},
+    "L2+ without detach is unstable": {"l2+attached.highest": 6.0},
+    "L2+ without mask is unstable": {"log-variance.highest": 6.0},
+}
+BEYOND = {
+    **{f"{kind}.{what}": 0.8 for kind in beyond.KINDS for what in ("start", "true")},
+    "internal": 0.75,
+    "cartesian": 0.85,
+    "common": 20.0,
+    "internal.evaluations": 0.0,
+    "internal.seconds": 0.0,
+    "cartesian.evaluations": 1e4,
+    "cartesian.seconds": 9.0,
+}
+AGAINST_BEYOND = {
+    "internal to the true share": {"internal": 0.4},
+    "cartesian to the true share": {"cartesian": 1.2},
+    "fewer evaluations": {"internal.evaluations": 2e4},
+}
+CLAIMS = [
+    (claim, figures, against[claim.key])
+    for claims, figures, against in (
+        (butane.CLAIMS, BUTANE, AGAINST_BUTANE),
+        (dialanine.CLAIMS, DIALANINE, AGAINST_DIALANINE),
+        (beyond.CLAIMS, BEYOND, AGAINST_BEYOND),
+    )
+    for claim in claims
+]
+
+
+@pytest.mark.parametrize(("claim", "figures", "against"), CLAIMS, ids=lambda part: getattr(part, "key", ""))
+def test_a_claim_that_figures_contradict_is_not_reproduced(claim, figures, against):
+    (agreed,) = examine([claim], {0: figures, 1: figures})
+    (contradicted,) = examine([claim], {0: figures, 1: figures | against})
+    (lost,) = examine([claim], {0: figures, 1: figures | dict.fromkeys(claim.shown, math.nan)})
+    assert agreed.verdict == REPRODUCED
+    assert contradicted.verdict == NOT_REPRODUCED
+    assert lost.verdict == NOT_DECIDED
+
+
+@pytest.fixture(scope="module")
+def heavy():
+    return prepare(butane.BUTANE, SMALL, lambda name: None, lambda line: None)
+
+
+def test_butane_has_the_parameters_of_cgenff(heavy):
+    """The residue that is added to charmm36_2024.xml against the one that OpenMM has in charmm36.xml."""
+    other = CompiledPotential(small_molecule("butane"))
+    noise = torch.randn(5, 14, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.as_tensor(heavy.data.positions[:5]).double() + 0.01 * noise
+    terms, expected = heavy.potential.terms(x), other.terms(x)
+    for name in terms.keys() | expected.keys():  # a force without terms is in one of the files only
+        zero = torch.zeros(5, dtype=torch.float64)
+        torch.testing.assert_close(terms.get(name, zero), expected.get(name, zero), rtol=0, atol=1e-9)
+    torch.testing.assert_close(heavy.potential(x), OpenMMPotential(heavy.molecule)(x), rtol=0, atol=1e-6)
+    assert "par_all36m_prot.prm" in str(heavy.molecule.report())
+    assert heavy.atoms.tolist() == [3, 6, 9, 13]
+
+
+def test_modes_of_butane_are_mirror_images():
+    heavy = torch.randn(500, 4, 3, generator=torch.Generator().manual_seed(0))
+    modes = {name: mode(heavy) for name, mode in butane.BUTANE.modes.items()}
+    mirrored = {name: mode(heavy * torch.tensor([1.0, 1.0, -1.0])) for name, mode in butane.BUTANE.modes.items()}
+    assert torch.equal(sum(inside.int() for inside in modes.values()), torch.ones(500, dtype=torch.int))
+    assert torch.equal(modes["gauche+"], mirrored["gauche-"])
+    assert torch.equal(modes["anti"], mirrored["anti"])
+
+
+def test_torsions_of_dialanine_are_those_of_the_molecule(dipeptide):
+    rng = np.random.default_rng(0)
+    structure = dipeptide.positions.value_in_unit(unit.nanometer)
+    positions = torch.as_tensor(structure + 0.03 * rng.standard_normal((200, 22, 3)))
+    positions[:100] *= torch.tensor([1.0, 1.0, -1.0])  # phi of either sign
+    atoms = positions[:, dipeptide.heavy_atoms]
+    inside = parse_basin("0 < phi < 150", dipeptide).contains(positions)
+    assert torch.equal(dialanine.DIALANINE.modes["minor"](atoms), inside)
+    assert 0 < int(inside.sum()) < 200
+    known = dipeptide.torsions
+    for name, mine in (("phi", dialanine.PHI), ("psi", dialanine.PSI)):
+        assert [int(dipeptide.heavy_atoms[i]) for i in mine] == list(known[name])
+
+
+def frames(weights, groups):
+    n = len(weights)
+    return Frames(np.zeros((n, 1, 3)), np.zeros(n), np.log(weights), np.asarray(groups), 0, 0.0, 0.0)
+
+
+def test_share_of_weighted_frames_and_its_error():
+    inside = np.array([True, False, True, False])
+    plain = frames(np.ones(4), [0, 0, 1, 1]).share(inside)
+    assert plain.percent == pytest.approx(50)
+    assert plain.error == pytest.approx(0)  # either ladder has a half
+    weighted = frames(np.array([3.0, 1.0, 1.0, 3.0]), [0, 0, 1, 1]).share(inside)
+    assert weighted.percent == pytest.approx(50)
+    assert weighted.error == pytest.approx(25)  # of 75 % and 25 %: their deviation over the root of two
+    assert frames(np.ones(4), [0, 0, 1, 1]).share(inside, np.log([3.0, 1.0, 3.0, 1.0])).percent == pytest.approx(75)
+
+
+def test_penalty_weights_frames_by_its_integral_over_rotations(heavy):
+    plain, penalised = heavy.shares(heavy.data), heavy.shares(heavy.data, 1000.0)
+    assert sum(share.percent for share in penalised.values()) == pytest.approx(100)
+    atoms, penalty = heavy.heavy(heavy.data), heavy.penalty(1000.0)
+    ensemble = Ensemble(
+        positions=heavy.data.positions,
+        log_weights=penalty.log_rotation_integral(atoms).numpy(),
+        kT=heavy.kT,
+    )
+    inside = butane.BUTANE.modes["anti"](atoms).numpy()
+    assert penalised["anti"].percent == pytest.approx(100 * ensemble.weights @ inside, rel=1e-6)
+    assert plain["anti"].percent == pytest.approx(100 * inside.mean())
+    assert heavy.penalty(0.0) is None
+
+
+def test_equation_32_has_equal_weights_where_hydrogens_are_at_their_minimum_only(heavy):
+    energies = heavy.placed(heavy.heavy(heavy.minimized).double()).numpy()
+    at_minimum = replace(heavy, data=replace(heavy.minimized, energies=energies))
+    estimate = equation_32(at_minimum)
+    assert estimate.effective == pytest.approx(estimate.n)
+    assert equation_32(heavy).effective < 0.5 * len(heavy.data.energies)
+
+
+def test_figures_of_a_generator(heavy):
+    refined = refine_all(heavy, SMALL, butane.CURVES[:1], 0, lambda name: None, lambda line: None)
+    start = refined.generators["start"]
+    data = oriented_data(heavy, SMALL)
+    found = measure(heavy, start, data, 400)
+    assert found["lost"] == 0
+    assert found["anti"] + found["gauche+"] + found["gauche-"] == pytest.approx(100)
+    samples = cloud_of(heavy, start, n=400)
+    assert found["energy"] == pytest.approx(np.sort(samples.energy)[199])
+    centre = samples.heavy.mean(1)
+    assert found["spread"] == pytest.approx(math.sqrt(centre.var(0).sum()), rel=1e-6)
+    assert found["surprise"] == pytest.approx(cloud_of(heavy, start, data).surprise.mean(), rel=1e-6)
+    # The refinement has no penalty; its hydrogens' network is held, and its energy is that of the weights but for caps.
+    assert refined.generators["kl-x"].alignment is None
+    assert start.alignment.strength == 1000.0
+    x = data[:20].double()
+    torch.testing.assert_close(heavy.trained_on(x), heavy.placed(x), rtol=1e-9, atol=1e-6)
+
+
+def test_kept_arrays_belong_to_their_settings(tmp_path):
+    path = tmp_path / "made.pt"
+    first = kept_arrays(path, {"seed": 0}, lambda: {"x": np.arange(3)})
+    again = kept_arrays(path, {"seed": 0}, lambda: pytest.fail("made again"))
+    assert np.array_equal(first["x"], again["x"])
+    with pytest.raises(CheckpointError, match="seed"):
+        kept_arrays(path, {"seed": 1}, dict)
+
+
+def test_first_step_with_an_ess():
+    curve = Curve([0, 10, 20], {"ess": [1.0, 5.0, 9.0]}, 1.0)
+    assert beyond.first_reaching(curve, 5.0) == 10
+    assert beyond.first_reaching(curve, 9.5) is None
+
+
+@pytest.mark.parametrize(("name", "module"), [("butane", butane), ("beyond", beyond)])
+def test_command_writes_what_it_says(name, module, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(module.SETTINGS, "quick", module.SETTINGS["quick"].shortened(1e-6))
+    assert main(["reproduce", name, "--seeds", "0", "--out", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    written = json.loads((tmp_path / f"{name}.json").read_text())
+    assert {key: written[key] for key in said} == said
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    table = (tmp_path / f"{name}.md").read_text()
+    assert [finding["key"] for finding in written["findings"]] == [claim.key for claim in module.CLAIMS]
+    for claim in module.CLAIMS:
+        assert claim.paper in table
+    for curve in written["curves"]["0"].values():
+        assert curve["steps"][-1] == 4
+
+
+def test_the_structure_is_the_one_of_the_tests():
+    """One molecule in two folders: neither may change alone."""
+    mine, other = (
+        app.PDBFile(str(path)) for path in (DATA.parents[1] / "systems/butane.pdb", DATA / "cgenff/butane.pdb")
+    )
+    assert np.allclose(mine.positions.value_in_unit(unit.nanometer), other.positions.value_in_unit(unit.nanometer))
