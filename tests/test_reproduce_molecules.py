@@ -18,7 +18,7 @@ from boltzgen.errors import CheckpointError
 from boltzgen.reproduce import beyond, butane, dialanine
 from boltzgen.reproduce.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED, examine
 from boltzgen.reproduce.curves import Curve, kept_arrays
-from boltzgen.reproduce.heavy_atoms import Frames, prepare
+from boltzgen.reproduce.heavy_atoms import Frames, prepare, spread
 from boltzgen.reproduce.hydrogen_bias import equation_32
 from boltzgen.reproduce.molecule_curves import cloud_of, measure, oriented_data, refine_all
 
@@ -185,6 +185,29 @@ def test_share_of_weighted_frames_and_its_error():
     assert frames(np.ones(4), [0, 0, 1, 1]).share(inside, np.log([3.0, 1.0, 3.0, 1.0])).percent == pytest.approx(75)
 
 
+def test_starts_have_the_shares_of_the_frames(heavy):
+    """With the weights of the frames for walkers without a bias, and without them for walkers under one."""
+    positions = heavy.data.positions[:1].repeat(10, 0)
+    positions[:3] *= np.array([1.0, 1.0, -1.0])  # one angle, of either sign
+    positions[:, :, 0] += np.arange(10)[:, None]
+    turned = replace(
+        heavy.data,
+        positions=positions,
+        log_weights=np.log([9.0] * 3 + [1.0] * 7),
+        energies=np.zeros(10),
+        groups=np.arange(10),
+    )
+    mode = lambda atoms: butane.dihedral(atoms) > 0
+    known = replace(heavy, case=replace(heavy.case, modes={"plus": mode}))
+    inside = mode(known.heavy(turned)).numpy()
+    assert inside.sum() in (3, 7)
+    tempering = replace(SMALL.placed, n_walkers=34)
+    flat = replace(dialanine.SETTINGS["quick"].placed, n_walkers=10)
+    for sampling, share in ((tempering, turned.share(inside).percent / 100), (flat, inside.mean())):
+        starts = torch.as_tensor(spread(known, turned, sampling)[:, heavy.atoms])
+        assert mode(starts).double().mean().item() == pytest.approx(share, abs=1e-6)
+
+
 def test_penalty_weights_frames_by_its_integral_over_rotations(heavy):
     plain, penalised = heavy.shares(heavy.data), heavy.shares(heavy.data, 1000.0)
     assert sum(share.percent for share in penalised.values()) == pytest.approx(100)
@@ -202,10 +225,10 @@ def test_penalty_weights_frames_by_its_integral_over_rotations(heavy):
 
 def test_equation_32_has_equal_weights_where_hydrogens_are_at_their_minimum_only(heavy):
     energies = heavy.placed(heavy.heavy(heavy.minimized).double()).numpy()
-    at_minimum = replace(heavy, data=replace(heavy.minimized, energies=energies))
+    at_minimum = replace(heavy, true=replace(heavy.minimized, energies=energies))
     estimate = equation_32(at_minimum)
     assert estimate.effective == pytest.approx(estimate.n)
-    assert equation_32(heavy).effective < 0.5 * len(heavy.data.energies)
+    assert equation_32(heavy).effective < 0.5 * len(heavy.true.energies)
 
 
 def test_figures_of_a_generator(heavy):

@@ -24,6 +24,7 @@ from boltzgen.reproduce.butane_figure import Drawn, draw
 from boltzgen.reproduce.claims import Figures, examine, markdown_table
 from boltzgen.reproduce.curves import Curve, Refinement
 from boltzgen.reproduce.heavy_atoms import HeavyAtoms, MoleculeCase, Share, prepare
+from boltzgen.reproduce.hydrogen_bias import Estimate, equation_32, internal_generator, with_partition_function
 from boltzgen.reproduce.molecule_curves import (
     PULLS,
     Refined,
@@ -67,7 +68,7 @@ SETTINGS = {
     "quick": MoleculeSettings(
         temperature=300.0,
         data=Sampling(n_steps=12_000, n_replicas=5, t_max=1000.0, save_interval=100),
-        placed=Sampling(n_steps=2500, n_replicas=4, t_max=900.0, save_interval=50, time_step=2.0),
+        placed=Sampling(n_steps=4000, n_replicas=4, t_max=1000.0, save_interval=100, time_step=2.0),
         placement_steps=400,
         pretraining_steps=1000,
         refinement=Refinement("", n_steps=200, batch_size=256, learning_rate=1e-4, measure_every=20),
@@ -75,6 +76,7 @@ SETTINGS = {
         refinement_strength=0.0,
         n_rounds=8,
         n_hidden=128,
+        reference=Sampling(n_steps=50_000, n_replicas=5, t_max=1000.0, save_interval=200),
     ),
     "paper": MoleculeSettings(
         temperature=300.0,
@@ -119,7 +121,8 @@ def run_settings(
     """
     checkpoint = checkpoints_in(folder, f"butane-{scale}")
     heavy = prepare(BUTANE, settings, checkpoint, say)
-    solid, dashed = heavy.shares(heavy.data), heavy.shares(heavy.minimized)
+    solid, dashed = heavy.shares(heavy.true), heavy.shares(heavy.minimized)
+    checks = _checks(heavy, settings, checkpoint)
     found: dict[int, Refined] = {}
     drawn: dict[str, Drawn] = {}
     for seed in seeds:
@@ -139,13 +142,18 @@ def run_settings(
         values={
             "solid": {name: asdict(share) for name, share in solid.items()},
             "dashed": {name: asdict(share) for name, share in dashed.items()},
+            "checks": {name: found.as_dict() for name, found in checks.items()},
             "pulls": {str(seed): one.pulls for seed, one in found.items()},
             "figures": {str(seed): dict(values) for seed, values in figures.items()},
             "curves": {str(seed): {k: c.as_dict() for k, c in some.items()} for seed, some in curves.items()},
         },
         draw=partial(draw, curves, drawn, solid, dashed, {kind.name: kind.label for kind in CURVES}, seeds[0]),
         notes=_notes(heavy, settings, curves),
-        tables={"Populations": _populations(solid, dashed), "Refinements": _table(curves), PULLS: pull_table(found)},
+        tables={
+            "Populations": _populations(heavy.shares(heavy.data), solid, dashed, checks),
+            "Refinements": _table(curves),
+            PULLS: pull_table(found),
+        },
     )
 
 
@@ -194,7 +202,8 @@ def _notes(heavy: HeavyAtoms, settings: MoleculeSettings, curves: Mapping[int, M
         "The target of the refinement has no alignment penalty, so it is not normalisable and no effective sample size "
         "is to be had. The penalty of the pre-training is in the density that the refinement starts from.",
         f"Wall time of all refinements: {format_duration(seconds)}; of the data {format_duration(heavy.data.seconds)}, "
-        f"of the populations with hydrogens at their minimum {format_duration(heavy.minimized.seconds)}.",
+        f"of the reference {format_duration(heavy.true.seconds)}, of the populations with hydrogens at their minimum "
+        f"{format_duration(heavy.minimized.seconds)}.",
     ]
 
 
@@ -213,9 +222,33 @@ def _choices(settings: MoleculeSettings) -> list[Choice]:
     ]
 
 
-def _populations(solid: Mapping[str, Share], dashed: Mapping[str, Share]) -> str:
-    rows = [(name, str(solid[name]), str(dashed[name])) for name in BUTANE.modes]
-    return markdown_table(("mode", "Boltzmann (solid)", "hydrogens at their minimum (dashed)"), rows)
+def _checks(
+    heavy: HeavyAtoms, settings: MoleculeSettings, checkpoint: Callable[[str], Path | None]
+) -> dict[str, Estimate]:
+    """The dashed populations from frames of the Boltzmann distribution, by two kinds of weights."""
+    steps, batch_size = max(settings.pretraining_steps // 2, 1), settings.refinement.batch_size
+    internal = internal_generator(heavy, steps, batch_size, 0, checkpoint("hydrogens"))
+    return {
+        "dashed, by exp(-U(h)/kT) / Z_H(x_C)": with_partition_function(heavy, internal),
+        "dashed, by equation 32": equation_32(heavy),
+    }
+
+
+def _populations(
+    data: Mapping[str, Share],
+    solid: Mapping[str, Share],
+    dashed: Mapping[str, Share],
+    checks: Mapping[str, Estimate],
+) -> str:
+    rows = [
+        ("data of the pre-training", *(str(data[name]) for name in BUTANE.modes), ""),
+        ("Boltzmann (solid)", *(str(solid[name]) for name in BUTANE.modes), ""),
+        ("hydrogens at their minimum (dashed)", *(str(dashed[name]) for name in BUTANE.modes), ""),
+    ]
+    for what, found in checks.items():
+        effective = f"{found.effective:.1f} of {found.n:,}"
+        rows.append((what, *(str(found.shares[name]) for name in BUTANE.modes), effective))
+    return markdown_table(("target", *BUTANE.modes, "effective samples"), rows)
 
 
 def _table(curves: Mapping[int, Mapping[str, Curve]]) -> str:

@@ -80,8 +80,8 @@ CURVES = (
 SETTINGS = {
     "quick": MoleculeSettings(
         temperature=300.0,
-        data=FlattenedSampling(n_learning=2500, n_steps=6000, save_interval=25),
-        placed=FlattenedSampling(n_learning=2500, n_steps=2500, save_interval=20),
+        data=FlattenedSampling(n_learning=8000, n_spreading=5000, n_steps=15_000, save_interval=50),
+        placed=FlattenedSampling(n_learning=8000, n_spreading=0, n_steps=4000, save_interval=25),
         placement_steps=400,
         pretraining_steps=1000,
         refinement=Refinement("", n_steps=120, batch_size=256, learning_rate=1e-4, measure_every=15),
@@ -184,8 +184,8 @@ def _populations(
     frames = {
         name: Estimate(heavy.shares(source, by), source.effective, len(source.energies))
         for name, source, by in (
-            ("Boltzmann", heavy.data, 0.0),
-            (SOLID, heavy.data, strength),
+            ("Boltzmann", heavy.true, 0.0),
+            (SOLID, heavy.true, strength),
             (UNPENALISED, heavy.minimized, 0.0),
             (DASHED, heavy.minimized, strength),
         )

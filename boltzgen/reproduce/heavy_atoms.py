@@ -31,12 +31,22 @@ from boltzgen.molecule import Molecule
 from boltzgen.placement import PlacedPotential, train_placement
 from boltzgen.reproduce.curves import kept_arrays, kept_flow
 from boltzgen.reproduce.molecule_settings import FlattenedSampling, MoleculeSettings, Sampling
-from boltzgen.sampling import SamplingRun, domain_of, flattened_sampling, learn_bias, parallel_tempering
+from boltzgen.sampling import SamplingRun, TorsionBias, domain_of, flattened_sampling, learn_bias, parallel_tempering
 
-__all__ = ["Array", "Frames", "HeavyAtoms", "MoleculeCase", "MoleculeData", "Share", "prepare", "prepare_data"]
+__all__ = [
+    "Array",
+    "Frames",
+    "HeavyAtoms",
+    "MoleculeCase",
+    "MoleculeData",
+    "Share",
+    "prepare",
+    "prepare_data",
+    "spread",
+]
 
 Array = np.ndarray
-DATA_SEED, PLACED_SEED, NETWORK_SEED = 1, 2, 3
+DATA_SEED, PLACED_SEED, NETWORK_SEED, REFERENCE_SEED = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,8 @@ class Frames:
     seconds : float
     outside : float
         Share of frames that were left out, with a cis amide for instance.
+    grid : (n, n) array
+        kJ/mol; the bias on phi and psi that the frames were sampled under. Empty from parallel tempering.
     """
 
     positions: Array
@@ -109,6 +121,7 @@ class Frames:
     evaluations: int
     seconds: float
     outside: float
+    grid: Array = field(default_factory=lambda: np.zeros(0))
 
     @property
     def effective(self) -> float:
@@ -205,8 +218,8 @@ class HeavyAtoms(MoleculeData):
         nm; of an untrained flow.
     placed, trained_on : PlacedPotential
         U(h(x_C)), and the same with every term of U capped.
-    minimized : Frames
-        Of exp(-U(h(x_C))/kT).
+    true, minimized : Frames
+        Of the Boltzmann distribution, for its populations, and of exp(-U(h(x_C))/kT).
     placement : BoltzmannGenerator
         Holds the network h.
     """
@@ -214,6 +227,7 @@ class HeavyAtoms(MoleculeData):
     factor: Array
     placed: PlacedPotential
     trained_on: PlacedPotential
+    true: Frames
     minimized: Frames
     placement: BoltzmannGenerator
 
@@ -270,8 +284,14 @@ def prepare(
 
     kept_flow(checkpoint("network"), placement, identity, train)
     placed = PlacedPotential(placement)
-    by = {"seed": PLACED_SEED, "temperature": settings.temperature, "network": str(identity)}
-    minimized = _frames(molecule, potential, placed, settings.placed, by, checkpoint("minimized"))
+    true, temperature = data, settings.temperature
+    if settings.reference is not None:
+        by = {"seed": REFERENCE_SEED, "temperature": temperature, "network": ""}
+        true = _frames(molecule, potential, potential, settings.reference, by, checkpoint("reference"))
+        say(f"{case.name}: {len(true.energies):,} frames of reference, {true.evaluations:,} evaluations")
+    by = {"seed": PLACED_SEED, "temperature": temperature, "network": f"{identity}, {settings.reference}"}
+    start = spread(known, true, settings.placed)
+    minimized = _frames(molecule, potential, placed, settings.placed, by, checkpoint("minimized"), start, true.grid)
     say(
         f"{case.name}: {len(minimized.energies):,} frames with hydrogens at their minimum, "
         f"{minimized.evaluations:,} evaluations in {minimized.seconds:.0f} s"
@@ -283,23 +303,51 @@ def prepare(
         factor=placement.flow.frame.factor,  # type: ignore[attr-defined]
         placed=placed,
         trained_on=PlacedPotential(capped),
+        true=true,
         minimized=minimized,
         placement=placement,
     )
 
 
+def spread(known: MoleculeData, frames: Frames, sampling: Sampling | FlattenedSampling) -> Array:
+    """Positions (n_walkers, N, 3) of frames, in which every mode has its share as far as so few can show it.
+
+    Without the weights of the frames where the walkers will move under a bias, which is what these weights undo.
+    """
+    inside = np.stack([mode(known.heavy(frames)).numpy() for mode in known.case.modes.values()])
+    order = np.lexsort(inside)
+    log_weights = frames.log_weights if isinstance(sampling, Sampling) else np.zeros(len(order))
+    weights = np.exp(log_weights - log_weights.max())[order].cumsum()
+    n = sampling.n_walkers
+    rows = np.searchsorted(weights, (np.arange(n) + 0.5) / n * weights[-1])
+    return frames.positions[order[rows]]
+
+
 def _run(
-    molecule: Molecule, whole: CompiledPotential, potential: Any, sampling: Sampling | FlattenedSampling, seed: int
+    molecule: Molecule,
+    whole: CompiledPotential,
+    potential: Any,
+    sampling: Sampling | FlattenedSampling,
+    seed: int,
+    start: Array | None,
+    grid: Array | None,
 ) -> SamplingRun:
+    """Frames from given starts; under a given bias on phi and psi, or one that is learned, if they are flattened."""
     if isinstance(sampling, Sampling):
-        return parallel_tempering(molecule, potential, seed=seed, **asdict(sampling))
+        return parallel_tempering(molecule, potential, seed=seed, start=start, **asdict(sampling))
     started, before = time.perf_counter(), whole.counts.force
-    bias = learn_bias(molecule, whole, n_steps=sampling.n_learning, n_walkers=sampling.n_walkers, seed=seed)
-    learning = whole.counts.force - before
     options = asdict(sampling)
-    del options["n_learning"]
-    run = flattened_sampling(molecule, potential, bias, seed=seed + 1, **options)
-    return replace(run, evaluations=run.evaluations + learning, seconds=time.perf_counter() - started)
+    n_learning, n_spreading = options.pop("n_learning"), options.pop("n_spreading")
+    if grid is None:
+        grid = learn_bias(molecule, whole, n_steps=n_learning, n_walkers=sampling.n_walkers, seed=seed).grid
+    bias = TorsionBias((molecule.torsions["phi"], molecule.torsions["psi"]), grid)
+    if start is None:
+        spreading = options | {"n_steps": n_spreading, "save_interval": n_spreading, "burn_in": 0.0}
+        start = flattened_sampling(molecule, potential, bias, seed=seed + 2, **spreading).ensemble.positions
+    first = whole.counts.force - before
+    run = flattened_sampling(molecule, potential, bias, seed=seed + 1, start=start, **options)
+    evaluations, seconds = run.evaluations + first, time.perf_counter() - started
+    return replace(run, evaluations=evaluations, seconds=seconds, settings={**run.settings, "grid": grid})
 
 
 def _frames(
@@ -309,11 +357,13 @@ def _frames(
     sampling: Sampling | FlattenedSampling,
     identity: Mapping[str, Any],
     path: Path | None,
+    start: Array | None = None,
+    grid: Array | None = None,
 ) -> Frames:
     """Frames by sampling a potential of the molecule, ``whole`` being that of all its atoms."""
 
     def make() -> dict[str, Array]:
-        run = _run(molecule, whole, potential, sampling, int(identity["seed"]))
+        run = _run(molecule, whole, potential, sampling, int(identity["seed"]), start, grid)
         ensemble = run.ensemble
         inside = np.asarray(domain_of(molecule)(ensemble.positions))
         return {
@@ -321,6 +371,7 @@ def _frames(
             "energies": np.asarray(ensemble.energies)[inside],
             "log_weights": np.asarray(ensemble.log_weights, dtype=np.float64)[inside],
             "groups": np.asarray(ensemble.groups)[inside],
+            "grid": np.asarray(run.settings.get("grid", np.zeros(0))),
             "cost": np.array([run.evaluations, run.seconds, ensemble.weights @ ~inside]),
         }
 

@@ -63,7 +63,7 @@ def equation_32(heavy: HeavyAtoms, strength: float = 0.0) -> Estimate:
     Felardos, Hénin, Charpiat (2022), equation 32.
     """
     rows = _rows(heavy)
-    frames = heavy.data.rows(rows)
+    frames = heavy.true.rows(rows)
     placed = heavy.placed(heavy.heavy(frames).double()).numpy()
     return _estimate(heavy, rows, (frames.energies - placed) / heavy.kT, strength)
 
@@ -79,7 +79,7 @@ def with_partition_function(heavy: HeavyAtoms, internal: BoltzmannGenerator, str
         Of an alignment penalty in the target, nm^-2.
     """
     rows = _rows(heavy)
-    ensemble = heavy.ensemble(heavy.data.rows(rows), whole=True)
+    ensemble = heavy.ensemble(heavy.true.rows(rows), whole=True)
     after = with_placed_hydrogens(heavy.placement, ensemble, hydrogen_density(internal))
     return _estimate(heavy, rows, after.log_weights - ensemble.log_weights, strength)
 
@@ -124,12 +124,12 @@ def pretrained_on_data(
 
 
 def _rows(heavy: HeavyAtoms) -> Array:
-    n = len(heavy.data.energies)
+    n = len(heavy.true.energies)
     return np.unique(np.linspace(0, n - 1, min(N_FRAMES, n)).astype(int))
 
 
 def _estimate(heavy: HeavyAtoms, rows: Array, log_weights: Array, strength: float) -> Estimate:
-    frames, penalty = heavy.data.rows(rows), heavy.penalty(strength)
+    frames, penalty = heavy.true.rows(rows), heavy.penalty(strength)
     atoms = heavy.heavy(frames)
     if penalty is not None:
         log_weights = log_weights + penalty.log_rotation_integral(atoms).numpy()

@@ -45,10 +45,14 @@ class FlattenedSampling:
     Attributes
     ----------
     n_learning : int
-        Steps in which the bias is learned, on the energy of all atoms.
+        Steps in which the bias is learned, on the energy of all atoms; none where one is given.
+    n_spreading : int
+        Steps under the bias before those that count, in which the walkers leave the structure's basin; none where they
+        start from given frames.
     """
 
     n_learning: int
+    n_spreading: int
     n_steps: int
     save_interval: int
     time_step: float = 2.0
@@ -66,6 +70,8 @@ class MoleculeSettings:
         K.
     data, placed : Sampling or FlattenedSampling
         On U, and on U with the hydrogens at their minimum.
+    reference : Sampling or FlattenedSampling, optional
+        On U, for its populations and as the start of `placed`; the data if absent.
     placement_steps : int
         Of the network that places hydrogens.
     pretraining_steps : int
@@ -100,6 +106,7 @@ class MoleculeSettings:
     n_rounds: int = 24
     n_hidden: int = 256
     placement_hidden: int = 512
+    reference: Sampling | FlattenedSampling | None = None
 
     def shortened(self, share: float) -> MoleculeSettings:
         """The same with a share of all steps and samples, to try whether it runs; it shows nothing then."""
@@ -109,6 +116,7 @@ class MoleculeSettings:
             self,
             data=_shorter(self.data, share),
             placed=_shorter(self.placed, share),
+            reference=None if self.reference is None else _shorter(self.reference, share),
             placement_steps=cut(self.placement_steps, 5),
             pretraining_steps=cut(self.pretraining_steps, 5),
             refinement=replace(self.refinement, n_steps=steps, measure_every=max(1, steps // 2), batch_size=64),
@@ -122,7 +130,8 @@ def _shorter(sampling: Sampling | FlattenedSampling, share: float) -> Sampling |
     n_steps = max(200, round(share * sampling.n_steps))
     if isinstance(sampling, FlattenedSampling):
         learning = max(200, round(share * sampling.n_learning))
-        return replace(sampling, n_learning=learning, n_steps=n_steps, save_interval=50, n_walkers=8, n_groups=4)
+        shorter = replace(sampling, n_learning=learning, n_spreading=learning, n_steps=n_steps)
+        return replace(shorter, save_interval=50, n_walkers=8, n_groups=4)
     return replace(sampling, n_steps=n_steps, save_interval=100, n_walkers=8, n_replicas=2)
 
 
@@ -130,8 +139,8 @@ def _in_words(sampling: Sampling | FlattenedSampling) -> str:
     if isinstance(sampling, FlattenedSampling):
         return (
             f"Langevin dynamics (BAOAB, {sampling.time_step:g} fs, not Metropolised) under a bias that makes phi and "
-            f"psi flat, learned in {sampling.n_learning:,} steps; {sampling.n_walkers} walkers of {sampling.n_steps:,} "
-            "steps, reweighted (parallel tempering of this length would not converge on a mode of 1 %)"
+            f"psi flat, learned on U in {sampling.n_learning:,} steps; {sampling.n_walkers} walkers of "
+            f"{sampling.n_steps:,} steps, reweighted (parallel tempering of this length does not find a mode of 1 %)"
         )
     return (
         f"parallel tempering of Langevin dynamics (BAOAB, {sampling.time_step:g} fs, not Metropolised), "
@@ -151,9 +160,14 @@ def common_choices(settings: MoleculeSettings) -> list[Choice]:
             "for all seeds",
         ),
         Choice(
+            "populations of the Boltzmann distribution",
+            "those of the data",
+            "those of the data" if settings.reference is None else f"a longer run: {_in_words(settings.reference)}",
+        ),
+        Choice(
             "populations with hydrogens at their minimum",
             "equation 32",
-            f"the same on U(h(x_C)): {_in_words(placed)}",
+            f"sampled on U(h(x_C)) from frames of the Boltzmann distribution on: {_in_words(placed)}",
         ),
         Choice(
             "alignment penalty",
