@@ -68,7 +68,7 @@ SETTINGS = {
     "quick": MoleculeSettings(
         temperature=300.0,
         data=Sampling(n_steps=12_000, n_replicas=5, t_max=1000.0, save_interval=100),
-        placed=Sampling(n_steps=4000, n_replicas=4, t_max=1000.0, save_interval=100, time_step=2.0),
+        placed=Sampling(n_steps=2500, n_replicas=4, t_max=1000.0, save_interval=100, time_step=2.0),
         placement_steps=400,
         pretraining_steps=1000,
         refinement=Refinement("", n_steps=200, batch_size=256, learning_rate=1e-4, measure_every=20),
@@ -76,7 +76,7 @@ SETTINGS = {
         refinement_strength=0.0,
         n_rounds=8,
         n_hidden=128,
-        reference=Sampling(n_steps=50_000, n_replicas=5, t_max=1000.0, save_interval=200),
+        reference=Sampling(n_steps=25_000, n_replicas=5, t_max=1000.0, save_interval=100),
     ),
     "paper": MoleculeSettings(
         temperature=300.0,

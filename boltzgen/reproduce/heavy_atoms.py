@@ -286,8 +286,11 @@ def prepare(
     placed = PlacedPotential(placement)
     true, temperature = data, settings.temperature
     if settings.reference is not None:
-        by = {"seed": REFERENCE_SEED, "temperature": temperature, "network": ""}
-        true = _frames(molecule, potential, potential, settings.reference, by, checkpoint("reference"))
+        by = {"seed": REFERENCE_SEED, "temperature": temperature, "network": "", "start": str(settings.data)}
+        start = spread(known, data, settings.reference)
+        true = _frames(
+            molecule, potential, potential, settings.reference, by, checkpoint("reference"), start, data.grid
+        )
         say(f"{case.name}: {len(true.energies):,} frames of reference, {true.evaluations:,} evaluations")
     by = {"seed": PLACED_SEED, "temperature": temperature, "network": f"{identity}, {settings.reference}"}
     start = spread(known, true, settings.placed)
@@ -338,7 +341,7 @@ def _run(
     started, before = time.perf_counter(), whole.counts.force
     options = asdict(sampling)
     n_learning, n_spreading = options.pop("n_learning"), options.pop("n_spreading")
-    if grid is None:
+    if grid is None or not grid.size:
         grid = learn_bias(molecule, whole, n_steps=n_learning, n_walkers=sampling.n_walkers, seed=seed).grid
     bias = TorsionBias((molecule.torsions["phi"], molecule.torsions["psi"]), grid)
     if start is None:

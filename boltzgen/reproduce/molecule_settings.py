@@ -162,7 +162,9 @@ def common_choices(settings: MoleculeSettings) -> list[Choice]:
         Choice(
             "populations of the Boltzmann distribution",
             "those of the data",
-            "those of the data" if settings.reference is None else f"a longer run: {_in_words(settings.reference)}",
+            "those of the data"
+            if settings.reference is None
+            else f"a longer run from frames of the data on: {_in_words(settings.reference)}",
         ),
         Choice(
             "populations with hydrogens at their minimum",
