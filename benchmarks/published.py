@@ -36,10 +36,13 @@ CHUNK = 50_000
 log = logging.getLogger("published")
 
 
-def stages(n_steps: int, options: argparse.Namespace) -> list[Stage]:
-    """Hot and cooling for a share of the steps, then refinement."""
+def stages(options: argparse.Namespace) -> list[Stage]:
+    """Hot and cooling for a share of the evaluations, then refinement."""
+    n_steps = int(options.evaluations) // options.batch_size
     n_annealing = round(options.annealing * n_steps)
-    return [*annealing_stages(4.0, n_annealing), refinement_stage(n_steps - n_annealing)]
+    n_fresh = refinement_stage(1, replay=options.replay).n_fresh(options.batch_size)
+    n_refinement = (n_steps - n_annealing) * options.batch_size // n_fresh
+    return [*annealing_stages(4.0, n_annealing), refinement_stage(n_refinement, replay=options.replay)]
 
 
 def folder_of(options: argparse.Namespace) -> Path:
@@ -54,7 +57,7 @@ def train(options: argparse.Namespace) -> None:
     molecule = TARGETS[options.target]()
     config = GeneratorConfig(**json.loads(options.config))
     generator = BoltzmannGenerator.for_molecule(molecule, seed=options.seed, config=config)
-    plan = stages(int(options.evaluations) // options.batch_size, options)
+    plan = stages(options)
     identity = {"target": options.target, "seed": options.seed, "System": molecule.system_hash}
     checkpoint = folder / "checkpoint.pt"
     training = Training(
@@ -170,6 +173,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=float, default=4e6)
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     parser.add_argument("--annealing", type=float, default=0.6, help="share of the steps that are hot or cooling")
+    parser.add_argument("--replay", type=float, default=0.0, help="share of reused samples in the refinement")
     parser.add_argument("--config", default="{}", help="changes of the GeneratorConfig, as JSON")
     parser.add_argument("--label", default="standard", help="part of the folder's name")
     parser.add_argument("--blocks", type=int, default=10)
