@@ -97,16 +97,27 @@ def test_a_wrong_density_or_gradient_is_not_used(flow, monkeypatch, wrong):
     torch.testing.assert_close(compiled.log_prob(positions), log_q)
 
 
-def test_other_batch_sizes_are_compared_before_they_are_used(flow, monkeypatch):
+def test_batch_sizes_that_come_out_wrong_stay_eager(flow, monkeypatch):
     """As of a compiler that gets batches of 8 wrong, and only those."""
-    compiles = lambda function, **_: lambda x: function(x) + (len(x) == 8)
-    monkeypatch.setattr(torch, "compile", compiles)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda x: function(x) + (len(x) == 8))
     compiled = CompiledFlow(flow, 16)
     assert compiled.reason == ""
     for n in (16, 8, 16):
         positions, log_q = flow.sample_and_log_prob(n)
         torch.testing.assert_close(compiled.log_prob(positions), log_q)
     assert "differs from the eager one" in compiled.reason
+    assert compiled._density.of_size(16) is not None
+    assert compiled._density.of_size(8) is None
+
+
+def test_a_batch_with_undefined_rows_does_not_end_the_compiled_density(flow, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    compiled = CompiledFlow(flow, 16)
+    positions, _ = flow.sample_and_log_prob(8)
+    positions = positions.detach()
+    positions[3] = torch.inf
+    assert bool(torch.isfinite(compiled.log_prob(positions)).sum() == 7)
+    assert compiled.reason == ""
 
 
 def test_wrong_samples_are_not_used(dipeptide, monkeypatch):

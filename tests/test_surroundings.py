@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_molecules import small_molecule
+from small_molecules import harmonic_molecule, small_molecule
 from test_local_hydrogens import SMALL, bonds_from, roughened
 
 from boltzgen import generator_description
+from boltzgen.coordinates.internal import local_vectors, place_atoms
 from boltzgen.energy import CompiledPotential
 from boltzgen.flows.surroundings import UNIT_NM, WIDTHS_NM
 from boltzgen.generator import BoltzmannGenerator
@@ -104,3 +105,34 @@ def test_models_from_before_are_read_as_they_were():
     again = generator_description.rebuild(text.replace('"surroundings": 0, ', ""), arrays)
     assert again.flow.surroundings is None
     assert again.flow.state_dict().keys() == before.flow.state_dict().keys()
+
+
+def nitrile_chain():
+    """Six carbons and a nitrogen in line with the last two, no hydrogens."""
+    chain = torch.tensor([[[0.0, 0.0, 0.0], [0.153, 0.0, 0.0], [0.204, 0.144, 0.0]]], dtype=torch.float64)
+    for torsion in (3.05, 1.19, 3.0):
+        local = local_vectors(*(torch.tensor([[x]], dtype=torch.float64) for x in (0.153, 1.95, torsion)))
+        c, a, b = chain[:, -3:].split(1, dim=1)
+        chain = torch.cat([chain, place_atoms(b, a, c, local)], dim=1)
+    direction = torch.nn.functional.normalize(chain[:, -1:] - chain[:, -2:-1], dim=-1)
+    positions = torch.cat([chain, chain[:, -1:] + 0.116 * direction], dim=1)[0].numpy()
+    return harmonic_molecule(["C"] * 6 + ["N"], [(k, k + 1) for k in range(6)], positions)
+
+
+def test_atoms_in_a_line_have_a_frame():
+    """Parent and grandparent of a nitrile's nitrogen lie on a line with it: rounding would choose the frame."""
+    molecule = nitrile_chain()
+    potential = CompiledPotential(molecule, compile=False)
+    flow = roughened(BoltzmannGenerator.for_molecule(molecule, potential, config=WITH)).flow
+    assert flow.internal.zmatrix.is_linear.any()
+    assert flow.surroundings is not None
+    with torch.no_grad():
+        x, log_q = flow.sample_and_log_prob(512, torch.Generator().manual_seed(0))
+        assert x.dtype == torch.float32
+        torch.testing.assert_close(flow.log_prob(x), log_q, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("width", [-1, 1.5, "64"])
+def test_widths_that_cannot_be_are_refused(width):
+    with pytest.raises(ValueError, match="surroundings="):
+        replace(SMALL, surroundings=width)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from boltzgen.errors import BoltzgenError
-from boltzgen.flows.base import Base
 from boltzgen.flows.molecular import MolecularFlow
 from boltzgen.progress import shown_wait
 
@@ -50,94 +49,115 @@ class CompiledFlow:
     """
 
     def __init__(self, flow: Flow, batch_size: int) -> None:
-        self._flow, self.reason = flow, ""
-        self._density: Callable[[Tensor], Tensor] | None = None
-        self._place: Callable[[Any], Tensor] | None = None
-        self._trusted = {"density": set[int](), "samples": set[int]()}  # batch sizes that were compared
+        self._flow = flow
         self._parameters = [p for p in flow.parameters() if p.requires_grad]
         self._is_small = sum(p.numel() for p in self._parameters) < ONE_THREAD_BELOW
-        with (
-            self._tried(),
-            shown_wait("compiling the flow for torch, once (one to three minutes; less when cached)"),
-            # What is compiled for another number of threads, or without gradients, is compiled again when used.
-            _threads(1 if self._is_small else None),
-            torch.enable_grad(),
-        ):
-            self._compile(batch_size)
-
-    @contextlib.contextmanager
-    def _tried(self) -> Iterator[None]:
-        """Whatever fails in here, no compiler, no write permission, a bug in the compiler, means eager."""
-        try:
-            yield
-        except Exception as error:
-            self._density = self._place = None
-            lines = str(error).strip().splitlines()
-            self.reason = f"torch.compile cannot be used for the flow: {lines[0] if lines else type(error).__name__}"
-            log.warning("%s; going on without it", self.reason)
-
-    def suited_threads(self) -> contextlib.AbstractContextManager[None]:
-        """One thread for as long as this lasts, if the networks are so small that they are faster on one."""
-        return _threads(1 if self._density is not None and self._is_small else None)
-
-    def log_prob(self, positions: Tensor) -> Tensor:
-        """Log q (B,) of positions (B, N, 3) in nm."""
-        if self._density is not None and len(positions) not in self._trusted["density"]:
-            with self._tried():
-                self._compare_density(positions.detach())
-        if self._density is None:
-            return self._flow.log_prob(positions)
-        log_q = self._density(positions)
-        if bool(torch.isnan(log_q).any()):  # eager splines take doubles where needed
-            return self._flow.log_prob(positions)
-        return log_q
-
-    def sample(self, n_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Positions (B, N, 3) in nm, without gradient: those of ``sample_and_log_prob`` up to rounding."""
-        with torch.no_grad():
-            if self._place is None:
-                return self._flow.sample_and_log_prob(n_samples, generator)[0]
-            assert isinstance(self._flow, MolecularFlow)
-            base = self._flow.draw(n_samples, generator)
-            if n_samples not in self._trusted["samples"]:
-                with self._tried():
-                    self._compare_samples(base)
-            return self._flow.place(base)[0] if self._place is None else self._place(base)
-
-    def _compile(self, batch_size: int) -> None:
-        flow, stream = self._flow, torch.Generator(self._parameters[0].device).manual_seed(0)
 
         def density(positions: Tensor) -> Tensor:
             return flow.log_prob(positions)
 
-        self._density = torch.compile(_fresh(density), dynamic=False, options=OPTIONS)
+        self._density = _Compiled(density, self._compare_densities)
+        self._place: _Compiled | None = None
+        if isinstance(flow, MolecularFlow):
+
+            def place(base: Any) -> Tensor:
+                return flow.place(base)[0]  # the density of the samples is dead code, which the compiler leaves out
+
+            self._place = _Compiled(place, self._compare_samples)
+        with (
+            shown_wait("compiling the flow for torch, once (one to three minutes; less when cached)"),
+            # What is compiled for another number of threads, or without gradients, is compiled again when used.
+            _threads(1 if self._is_small else None),
+        ):
+            for function in filter(None, (self._density, self._place)):
+                function.of_size(batch_size)
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(dict.fromkeys(text for f in (self._density, self._place) if f for text in f.reasons))
+
+    def suited_threads(self) -> contextlib.AbstractContextManager[None]:
+        """One thread for as long as this lasts, if the networks are so small that they are faster on one."""
+        return _threads(1 if self._density.is_used and self._is_small else None)
+
+    def log_prob(self, positions: Tensor) -> Tensor:
+        """Log q (B,) of positions (B, N, 3) in nm."""
+        density = self._density.of_size(len(positions))
+        if density is not None:
+            log_q: Tensor = density(positions)
+            if not bool(torch.isnan(log_q).any()):  # eager splines take doubles where needed
+                return log_q
+        return self._flow.log_prob(positions)
+
+    def sample(self, n_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Positions (B, N, 3) in nm, without gradient: those of ``sample_and_log_prob`` up to rounding."""
+        place = None if self._place is None else self._place.of_size(n_samples)
         with torch.no_grad():
-            positions, _ = flow.sample_and_log_prob(batch_size, stream)
-        self._compare_density(positions)
-        if not isinstance(flow, MolecularFlow):
-            return
+            if place is None:
+                return self._flow.sample_and_log_prob(n_samples, generator)[0]
+            assert isinstance(self._flow, MolecularFlow)
+            return cast(Tensor, place(self._flow.draw(n_samples, generator)))
 
-        def place(base: Any) -> Tensor:
-            return flow.place(base)[0]  # the density of the samples is dead code, which the compiler leaves out
-
-        self._place = torch.compile(_fresh(place), dynamic=False, options=OPTIONS)
+    def _compare_densities(self, compiled: Callable[..., Any], batch_size: int) -> None:
         with torch.no_grad():
-            self._compare_samples(flow.draw(batch_size, stream))
-
-    def _compare_density(self, positions: Tensor) -> None:
-        assert self._density is not None
+            positions, _ = self._flow.sample_and_log_prob(batch_size, self._stream())
         with torch.enable_grad():
-            found = _with_gradient(self._density, positions, self._parameters)
+            found = _with_gradient(compiled, positions, self._parameters)
             expected = _with_gradient(self._flow.log_prob, positions, self._parameters)
         for one, other in zip(expected, found, strict=True):
             _check(one, other, "density")
-        self._trusted["density"].add(len(positions))
 
-    def _compare_samples(self, base: Base) -> None:
-        assert self._place is not None
+    def _compare_samples(self, compiled: Callable[..., Any], batch_size: int) -> None:
         assert isinstance(self._flow, MolecularFlow)
-        _check(self._flow.place(base)[0], self._place(base), "samples")
-        self._trusted["samples"].add(base.stiff.shape[1])
+        with torch.no_grad():
+            base = self._flow.draw(batch_size, self._stream())
+            _check(self._flow.place(base)[0], compiled(base), "samples")
+
+    def _stream(self) -> torch.Generator:
+        return torch.Generator(self._parameters[0].device).manual_seed(0)
+
+
+class _Compiled:
+    """A function through torch.compile, for the batch sizes at which it gives what it gives without.
+
+    Parameters
+    ----------
+    function : callable
+    compare : callable
+        Raises an error if a compiled function, given first, is wrong at a batch size, given second.
+    """
+
+    def __init__(self, function: Callable[..., Any], compare: Callable[[Callable[..., Any], int], None]) -> None:
+        self._function, self._compare = function, compare
+        self._compiled: Callable[..., Any] | None = None
+        self._sizes: dict[int, str] = {}  # why it is not used at a batch size; empty where it is
+
+    @property
+    def reasons(self) -> list[str]:
+        return [reason for reason in self._sizes.values() if reason]
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it is right at a batch size that was asked for."""
+        return len(self.reasons) < len(self._sizes)
+
+    def of_size(self, batch_size: int) -> Callable[..., Any] | None:
+        """The compiled function, if it is right at a batch size; else None."""
+        if batch_size not in self._sizes:
+            self._sizes[batch_size] = self._try(batch_size)
+        return None if self._sizes[batch_size] else self._compiled
+
+    def _try(self, batch_size: int) -> str:
+        try:
+            if self._compiled is None:
+                self._compiled = torch.compile(_fresh(self._function), dynamic=False, options=OPTIONS)
+            self._compare(self._compiled, batch_size)
+        except Exception as error:  # no compiler, no write permission, a bug in the compiler: all mean eager
+            lines = str(error).strip().splitlines()
+            reason = f"torch.compile cannot be used for the flow: {lines[0] if lines else type(error).__name__}"
+            log.warning("%s; going on without it in batches of %d", reason, batch_size)
+            return reason
+        return ""
 
 
 @contextlib.contextmanager

@@ -85,6 +85,8 @@ class GeneratorConfig:
     temperature_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.surroundings, int) or self.surroundings < 0:
+            raise ValueError(f"surroundings={self.surroundings!r} is a width: a whole number, or zero for none")
         if self.temperature_range is None:
             return
         low, high = (float(kelvin) for kelvin in self.temperature_range)

@@ -32,8 +32,9 @@ class Surroundings(nn.Module):
 
     An atom i gets ``sum_j exp(-r_ij^2 / 2 s^2) (1, R_i (x_j - x_i) / 0.3 nm)`` over the heavy atoms more than three
     bonds away, for three widths s, with R_i the axes of a frame of the atom and two others nearby. Atoms with one bond
-    only (carbonyl oxygens, halogens) and the rest are summed apart. The number of features of an atom does not depend
-    on the size of the molecule, and they do not change under rotations.
+    only (carbonyl oxygens, halogens; methyl carbons too in a chart without hydrogens) and the rest are summed apart.
+    The number of features of an atom does not depend on the size of the molecule, and they do not change under
+    rotations.
 
     Parameters
     ----------
@@ -58,7 +59,9 @@ class Surroundings(nn.Module):
         )
         starts = (0, total - 1, 2 * total - 3)  # of bonds, angles, dihedrals
         columns = [start + k for skipped, start in enumerate(starts, 1) for k in range(n - skipped)]
-        frames = np.concatenate([[(1, 2), (0, 2), (1, 0)], references[3:, :2]])
+        # An atom that continues a line has its parent and grandparent on it: only its third reference gives a plane.
+        other = np.where(zmatrix.is_linear[:n], references[:, 2], references[:, 1])
+        frames = np.concatenate([[(1, 2), (0, 2), (1, 0)], np.stack([references[:, 0], other], axis=1)[3:]])
         distance = bonds_between(chart)[heavy]
         has_one_bond = (distance == 1).sum(1) == 1
         real = torch.get_default_dtype()

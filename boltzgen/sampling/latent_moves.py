@@ -96,13 +96,14 @@ class LatentSpace:
                 "positions, or a generator with coordinates='internal' and hydrogens='flow'"
             )
         self.generator, self.flow = generator, cast(LatentFlow, generator.flow)
+        empty = self.flow.draw(0, torch.Generator(generator.device))
+        self._split = len(empty.torsions), len(empty.stiff)
 
     def draw(self, n: int, rng: torch.Generator, slopes: bool) -> LatentState:
         """Independent samples of the flow; one energy evaluation each."""
         base = self.flow.draw(n, rng)
         angles = torch.cat([base.torsions, base.hydrogen_torsions]).T
         normals = torch.cat([base.stiff, base.hydrogen_stiff]).T
-        self._split = len(base.torsions), len(base.stiff)
         return self.state(angles, normals, base.labels.T, slopes)
 
     def state(self, angles: Tensor, normals: Tensor, labels: Tensor, slopes: bool) -> LatentState:

@@ -45,8 +45,14 @@ class Averages:
             self._copy(self._replaced)
             self._replaced = None
 
+    @property
+    def replaced(self) -> list[Tensor] | None:
+        """The parameters in whose place the averages stand; None where they do not."""
+        return self._replaced
+
     def load(self, values: Sequence[Tensor]) -> None:
-        """Take over the values of others."""
+        """Take over the values of others, beside parameters that go on as they are."""
+        self._replaced = None
         for tensor, saved in zip(self.values, values, strict=True):
             tensor.copy_(saved)
 

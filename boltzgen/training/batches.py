@@ -95,6 +95,19 @@ class RecentBatches:
             found[name] = population, float(np.sqrt(np.square(weights * (inside - population)).sum()))
         return found
 
+    def excess(self, kT: float, factor: float) -> dict[str, tuple[float, float]]:
+        """Share of the samples in each basin less a multiple of its weighted population, and the standard error.
+
+        Both come from the same samples, so the error is that of the difference, by the delta method as above.
+        """
+        weights = self._weights(kT)
+        found = {}
+        for name, inside in self._inside().items():
+            share, population = float(inside.mean()), float(weights[inside].sum())
+            terms = (inside - share) / len(inside) - factor * weights * (inside - population)
+            found[name] = share - factor * population, float(np.sqrt(np.square(terms).sum()))
+        return found
+
     def effective_samples(self, kT: float) -> dict[str, float]:
         """Kish's effective number of samples in each basin at a temperature."""
         weights = self._weights(kT)

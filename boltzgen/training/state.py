@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
 
 from boltzgen.errors import CheckpointError
 from boltzgen.training.cooling import Cooling
@@ -21,7 +23,7 @@ def state_of(training: Training) -> dict[str, Any]:
         **_plan(training),
         "step": training.step,
         "seconds": training.seconds,
-        "flow": training.generator.flow.state_dict(),
+        "flow": _flow_state(training),
         "average": training.average.values,
         "optimizer": training.optimizer.state_dict(),
         "streams": training.shards.states(),
@@ -77,6 +79,15 @@ def set_counts(training: Training, totals: Mapping[str, int]) -> None:
     counts = training.generator.potential.counts
     share = totals if training.processes.is_first else dict.fromkeys(totals, 0)
     counts.add(**{name: value - getattr(counts, name) for name, value in share.items()})
+
+
+def _flow_state(training: Training) -> dict[str, Any]:
+    """With the parameters that the next step goes on from, also while the averages stand in their place."""
+    flow, replaced = cast(nn.Module, training.generator.flow), training.average.replaced
+    state: dict[str, Any] = flow.state_dict()
+    if replaced is not None:
+        state |= {name: raw for (name, _), raw in zip(flow.named_parameters(), replaced, strict=True)}
+    return state
 
 
 def _cooling_state(training: Training) -> dict[str, Any] | None:

@@ -21,7 +21,8 @@ class BasinWatch:
     Expected is the weighted population of the last batches and, where a cooling has just made a step, the one that was
     estimated before it for the new temperature. A basin that holds significantly less than half of either among the
     samples themselves gets lost: a loss on samples of the flow learns nothing of what the flow stops to draw.
-    Significant is a difference of two standard errors, that of the expectation included.
+    Significant is a difference of two standard errors: share and weighted population of the same batches move together,
+    those of different batches do not.
     """
 
     def __init__(self) -> None:
@@ -30,15 +31,18 @@ class BasinWatch:
 
     def check(self, recent: RecentBatches, kT: float) -> list[str]:
         """Messages for basins that were not shrunken at the last check; `shrunken` are all that are."""
-        present = _expected(recent, kT)
+        shares, present, effective = recent.shares(), recent.populations(kT), recent.effective_samples(kT)
         found, messages = [], []
-        for name, (share, error) in recent.shares().items():
-            expectations = [known[name] for known in (self._foreseen, present) if name in known]
-            missed = [
-                expected
-                for expected, its_error in expectations
-                if share + STANDARD_ERRORS * math.hypot(error, SHRUNK * its_error) < SHRUNK * expected
-            ]
+        for name, (share, error) in shares.items():
+            missed = []
+            if name in self._foreseen:
+                expected, its_error = self._foreseen[name]
+                if share + STANDARD_ERRORS * math.hypot(error, SHRUNK * its_error) < SHRUNK * expected:
+                    missed.append(expected)
+            if effective[name] >= FEWEST_EFFECTIVE:
+                excess, its_error = recent.excess(kT, SHRUNK)[name]
+                if excess + STANDARD_ERRORS * its_error < 0:
+                    missed.append(present[name][0])
             if missed:
                 found.append(name)
                 if name not in self.shrunken:
@@ -48,7 +52,8 @@ class BasinWatch:
 
     def foresee(self, recent: RecentBatches, kT: float) -> None:
         """Remember the populations that weights foresee at a temperature to come."""
-        self._foreseen = _expected(recent, kT)
+        populations, effective = recent.populations(kT), recent.effective_samples(kT)
+        self._foreseen = {name: populations[name] for name in populations if effective[name] >= FEWEST_EFFECTIVE}
 
     def state(self) -> dict[str, Any]:
         """As numbers and strings."""
@@ -57,9 +62,3 @@ class BasinWatch:
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over a `state`."""
         self.shrunken, self._foreseen = list(state["shrunken"]), dict(state["foreseen"])
-
-
-def _expected(recent: RecentBatches, kT: float) -> dict[str, tuple[float, float]]:
-    """Weighted population of each basin and its standard error, where there are samples enough to say."""
-    effective = recent.effective_samples(kT)
-    return {name: found for name, found in recent.populations(kT).items() if effective[name] >= FEWEST_EFFECTIVE}
