@@ -133,6 +133,7 @@ def tempered() -> sampling.SamplingRun:
         exchange_interval=20,
         save_interval=40,
         seed=3,
+        all_temperatures=True,
     )
 
 
@@ -144,6 +145,23 @@ def test_parallel_tempering_recovers_a_known_population(tempered: sampling.Sampl
     error = by_group.std(ddof=1) / np.sqrt(len(by_group))
     assert error < 0.02
     assert abs(by_group.mean() - upper_population()) < 4 * error
+
+
+def test_all_temperatures_together_by_mbar(tempered: sampling.SamplingRun) -> None:
+    """Frames and energies of every replica belong to its temperature: pymbar finds the known population from them."""
+    from pymbar import MBAR
+
+    first = tempered.replicas[0]
+    np.testing.assert_array_equal(first.positions, tempered.ensemble.positions)
+    assert [one.kT for one in tempered.replicas] == pytest.approx((GAS_CONSTANT * tempered.temperatures).tolist())
+    energies = np.concatenate([one.energies for one in tempered.replicas])
+    u_kn = energies / np.array([[one.kT] for one in tempered.replicas])
+    weights = MBAR(u_kn, [len(one) for one in tempered.replicas]).weights()[:, 0]
+    positions = np.concatenate([one.positions for one in tempered.replicas])
+    upper = positions[:, 1, 0] > positions[:, 0, 0]
+    assert weights @ upper == pytest.approx(upper_population(), abs=0.02)
+    # the hottest replica alone says something else
+    assert abs(upper[-len(first) :].mean() - upper_population()) > 0.05
 
 
 def test_swap_statistics_and_energies(tempered: sampling.SamplingRun) -> None:

@@ -116,6 +116,7 @@ def parallel_tempering(
     seed: int = 0,
     start: Any = None,
     device: str | torch.device = "cpu",
+    all_temperatures: bool = False,
     progress: bool | Progress = False,
 ) -> SamplingRun:
     """Sample the Boltzmann distribution of a molecule by parallel tempering.
@@ -151,6 +152,8 @@ def parallel_tempering(
         (N, 3) or (n_walkers, N, 3) in nm; the molecule's positions when absent.
     device : str or torch.device
         Where to run.
+    all_temperatures : bool
+        Keep the frames of every temperature too, in `SamplingRun.replicas`: R times the memory, for MBAR.
     progress : bool or callable
         Show a progress bar, or wrap the rounds with this.
 
@@ -183,6 +186,7 @@ def parallel_tempering(
     )
     n_rounds = max(n_steps // exchange_interval, 1)
     save_rounds = max(save_interval // exchange_interval, 1)
+    n_saved = n_walkers * (n_replicas if all_temperatures else 1)
     frames: list[np.ndarray] = []
     energies: list[np.ndarray] = []
     for round_ in steps_of(n_rounds, progress, "parallel tempering"):
@@ -190,11 +194,12 @@ def parallel_tempering(
         order, scale = exchange.propose(walkers.energies)
         walkers.permute(order.to(device), scale.to(walkers.positions))
         if round_ >= burn_in * n_rounds and (round_ + 1) % save_rounds == 0:
-            frames.append(particles.all_atoms(walkers.frames()[:n_walkers]).cpu().numpy())
-            energies.append(walkers.energies[:n_walkers].cpu().numpy())
+            frames.append(particles.all_atoms(walkers.frames()[:n_saved]).cpu().numpy())
+            energies.append(walkers.energies[:n_saved].cpu().numpy())
     if not frames:
         raise PotentialError("no frame was saved: n_steps is too small for save_interval and burn_in")
-    ensemble = _ensemble(particles, frames, energies)
+    replicas = _ensembles(particles, frames, energies, n_walkers, GAS_CONSTANT * exchange.temperatures.numpy())
+    ensemble = replicas[0]
     return SamplingRun(
         ensemble=ensemble,
         method="parallel tempering",
@@ -207,22 +212,35 @@ def parallel_tempering(
         swap_acceptance=(exchange.accepted / exchange.attempted.clamp(min=1)).numpy(),
         round_trips=exchange.round_trips if n_replicas > 1 else None,
         mass_metric=float(ensemble.log_weights.std()),
+        replicas=replicas if all_temperatures else (),
         settings={"n_walkers": n_walkers, "friction": friction, "exchange_interval": exchange_interval},
     )
 
 
-def _ensemble(particles: Particles, frames: list[np.ndarray], energies: list[np.ndarray]) -> Ensemble:
-    """Equal weights, but for the mass metric of constraints; the walker is the group."""
-    positions = np.concatenate(frames)
-    return Ensemble(
-        positions=positions,
-        log_weights=-particles.log_metric(positions),
-        kT=particles.molecule.kT,
-        energies=np.concatenate(energies),
-        molecule=particles.molecule,
-        target=particles.target,
-        groups=np.tile(np.arange(len(frames[0])), len(frames)),
-    )
+def _ensembles(
+    particles: Particles, frames: list[np.ndarray], energies: list[np.ndarray], n_walkers: int, kT: np.ndarray
+) -> tuple[Ensemble, ...]:
+    """One for each temperature that frames were saved of, the lowest first.
+
+    Equal weights, but for the mass metric of constraints; the walker is the group.
+    """
+    positions, reduced = np.stack(frames), np.stack(energies)
+    found = []
+    for k, start in enumerate(range(0, positions.shape[1], n_walkers)):
+        rows = slice(start, start + n_walkers)
+        x = positions[:, rows].reshape(-1, *positions.shape[2:])
+        found.append(
+            Ensemble(
+                positions=x,
+                log_weights=-particles.log_metric(x),
+                kT=particles.molecule.kT if k == 0 else float(kT[k]),
+                energies=reduced[:, rows].reshape(-1),
+                molecule=particles.molecule,
+                target=particles.target,
+                groups=np.tile(np.arange(n_walkers), len(frames)),
+            )
+        )
+    return tuple(found)
 
 
 def _check(**positive: int) -> None:

@@ -54,6 +54,9 @@ class SamplingRun:
         Share of the weight that lay outside the domain and was left out of the ensemble.
     mass_metric : float
         Standard deviation of the part that constraints have in the log-weights; zero without constraints.
+    replicas : tuple of Ensemble
+        Frames of each temperature, the target first, where they were asked for; `restricted` leaves them as they are.
+        Ladders are independent of each other: a group is the same ladder at every temperature.
     settings : dict
         Everything else that was chosen.
     """
@@ -70,6 +73,7 @@ class SamplingRun:
     round_trips: int | None = None
     outside: float = 0.0
     mass_metric: float = 0.0
+    replicas: tuple[Ensemble, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def free_energy(self, basins: Mapping[str, str]) -> FreeEnergies:
