@@ -1,6 +1,6 @@
 """Alanine dipeptide three ways against pymbar's MBAR on parallel tempering, with the evaluations spent either way.
 
-    python benchmarks/alanine_table.py [--run runs/demo_seeds/seed0] [--work runs/alanine_table]    (about 20 minutes)
+    python benchmarks/alanine_table.py [--run runs/demo_seeds/seed0] [--work runs/alanine_table]    (half an hour)
 
 CHARMM36m, 300 K. ΔF(C7ax), 0 < phi < 150, in vacuum; ΔF from vacuum to OBC2, in two ways (the one-sided estimate of
 equation 8 of the paper, and annealed importance sampling from the vacuum generator to either target); and the
@@ -72,7 +72,7 @@ def annealed(generator: BoltzmannGenerator, implicit: Molecule, log_z: list[floa
     """ΔF to the other energy function from log Z of both."""
     begin = time.monotonic()
     target = BoltzmannGenerator(generator.flow, choose_potential(implicit), molecule=implicit, seed=generator.seed)
-    moved = annealed_importance(target, 250, 20, n_leapfrog=3, seed=11)
+    moved = annealed_importance(target, 1000, 20, n_leapfrog=3, seed=11)
     found = moved.log_z
     return {
         "value": [log_z[0] - found.value, math.hypot(log_z[1], found.half_width), found.verdict.verdict],

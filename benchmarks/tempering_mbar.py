@@ -153,7 +153,8 @@ def jackknife(
     half = {}
     for name, of in scale.items():
         values = np.array([of(part[name]) for part in parts])
-        spread = np.square(values - values.mean(axis=0)).sum(axis=0)
+        with np.errstate(invalid="ignore"):  # a cell that only one block has seen is not known
+            spread = np.square(values - values.mean(axis=0)).sum(axis=0)
         half[name] = quantile * np.sqrt((n_blocks - 1) / n_blocks * spread)
     return whole, half
 
@@ -164,4 +165,4 @@ def _log(value: np.ndarray) -> np.ndarray:
 
 
 def _log_odds(value: np.ndarray) -> np.ndarray:
-    return np.log(value / (1 - value))
+    return _log(value) - _log(1 - value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -11,25 +12,18 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from boltzgen import __version__
 from boltzgen.commands import COMMANDS, add_commands
-from boltzgen.commands.stored import finite_number, seed_number
+from boltzgen.commands.inputs import add_molecule, add_training, run_values
+from boltzgen.commands.stored import EXIT_CODES, add_json, print_json, seed_number
 from boltzgen.errors import BoltzgenError, CheckpointError, OutputError
 from boltzgen.reproduce.command import add_options, run_command
 
 __all__ = ["main"]
 
 OK, FAILED, WRONG_INPUT = 0, 1, 2
-
-EXIT_CODES = """\
-exit codes:
-  0    the result is written, whatever its verdict
-  1    the run failed after it had started (a full disk, a training that collapsed); the message says what is left
-  2    the input or an option cannot be used; nothing was written
-  130  interrupted by Ctrl-C (143 by SIGTERM); the message says how to go on
-"""
 
 EPILOG = """\
 examples:
@@ -45,8 +39,8 @@ basin expressions:
   there are several) are in degrees, and 150 < phi < 210 is an arc across 180; distance(ALA2:N, ALA2:O) is in nm.
 
 files in the output folder:
-  result.json, report.html, samples.dcd (with topology.pdb and weights.npz), model.safetensors, checkpoint.pt,
-  history.csv, manifest.json
+  result.json (what --json prints), report.html, samples.dcd (with topology.pdb and weights.npz), model.safetensors,
+  checkpoint.pt, history.csv, manifest.json
 """
 
 
@@ -73,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters is no reason to lose a result
     logging.basicConfig(format="boltzgen: %(message)s", level=logging.WARNING)
-    if options.command in COMMANDS:
-        return _short(options)
-    return _reproduce(options, words) if options.command == "reproduce" else _run(options, words)
+    if options.command == "reproduce":
+        return _reproduce(options, words)
+    return _run(options, words) if options.command in ("run", "train") else _short(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,48 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a generator on the energy of a molecule alone, and compute free energies with it.",
         epilog=f"{EPILOG}\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # defaults are those of RunOptions, under a recipe where there is one
+        argument_default=argparse.SUPPRESS,
     )
-    add = run.add_argument
-    add("pdb", metavar="PDB", help="structure of one molecule without solvent, PDB or mmCIF; or a recipe, TOML")
-    add(
-        "--forcefield",
-        metavar="NAME",
-        help="force field, or an OpenMM XML file (default: charmm36m)",
-    )
-    add("--solvent", metavar="NAME", help="none, hct, obc1, obc2, gbn or gbn2 (default: none)")
-    add("--temperature", type=finite_number, metavar="K", help="in kelvin (default: 300)")
-    add("--budget", metavar="B", help="quick, standard, thorough, or a number of energy evaluations")
-    add("--basin", action="append", metavar="'NAME: EXPR'", help="basin for a free energy; may be repeated")
-    add(
-        "--ph",
-        type=finite_number,
-        metavar="PH",
-        help="for protonation states that the file leaves open (default: 7)",
-    )
-    add(
-        "--variant",
-        action="append",
-        metavar="RES=STATE",
-        help="protonation state, e.g. HIS5=HIE; may be repeated",
-    )
-    add("--reference", action="store_true", help="run parallel tempering too, and compare")
-    add("--device", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("--seed", type=seed_number, metavar="N", help="of every random number (default: 0)")
-    add("--out", metavar="DIR", help="folder for the files, new or empty (default: PDB-FORCEFIELD-seedN)")
-    add("--resume", action="store_true", help="go on from the checkpoint in the output folder")
-    add("--omega", choices=("trans", "free"), help="amide torsions stay as in the file, or turn freely")
-    add(
-        "--coordinates",
-        choices=("internal", "cartesian"),
-        help="of the heavy atoms; cartesian starts in one basin and is not to be used without --reference",
-    )
-    add(
-        "--hydrogens",
-        choices=("flow", "network", "minimized"),
-        help="drawn with exact density, or placed at their energy minimum h(x_C): the target is then "
-        "exp(-U(h(x_C))/kT) on the heavy atoms x_C alone, not the Boltzmann distribution of the molecule",
-    )
+    add_molecule(run, "structure of one molecule without solvent, PDB or mmCIF; or a recipe, TOML")
+    add_training(run)
+    run.add_argument("--reference", action="store_true", help="run parallel tempering too, and compare")
+    add_json(run)
     again = commands.add_parser(
         "reproduce",
         help="run the experiments of the paper again, and say which of its claims hold",
@@ -147,9 +105,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _short(options: argparse.Namespace) -> int:
-    """A command on a finished run."""
+    """A command that is a module of its own; it sets ``started`` once its input is known to be good."""
     return _guarded(
-        lambda: COMMANDS[options.command].run_command(options), lambda error: (_one_line(error), WRONG_INPUT)
+        lambda: COMMANDS[options.command].run_command(options),
+        lambda error: (_one_line(error), FAILED if getattr(options, "started", False) else WRONG_INPUT),
     )
 
 
@@ -160,7 +119,7 @@ def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
         return _one_line(error), FAILED
 
     return _guarded(
-        lambda: run_command(options, words, _say, lambda line: print(line, file=sys.stderr, flush=True)),
+        lambda: run_command(options, words, _say, _murmur),
         refuse,
         lambda: _complain("what is finished is kept. Go on with the same command", kind=""),
     )
@@ -168,17 +127,22 @@ def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
 
 def _run(arguments: argparse.Namespace, words: list[str]) -> int:
     folder: Path | None = None  # that of the run, once it has started
+    say = _murmur if arguments.json else _say
 
     def work() -> None:
         nonlocal folder
-        from boltzgen.run import RunOptions, execute, prepare  # takes seconds: after --help and typing errors
+        from boltzgen.run import RunOptions, execute, prepare, train  # takes seconds: after --help and typing errors
 
-        options = RunOptions(**_run_values(arguments), command=("boltzgen", *words))
-        prepared = prepare(options, _say)
+        options = RunOptions(**run_values(arguments), command=("boltzgen", *words))
+        prepared = prepare(options, say)
         folder = prepared.folder.path
-        result = execute(prepared, _say)
-        if result is not None:  # the first process has it, where several train together
-            _say(f"\n{result}\n{'report':<16}{result.folder / 'report.html'}")
+        result = (train if arguments.command == "train" else execute)(prepared, say)
+        if result is None:  # the first process has it, where several train together
+            return
+        if arguments.json:
+            print_json({**result.values, "folder": str(result.folder)})
+        else:
+            _say(f"\n{result}")
 
     return _guarded(
         work,
@@ -221,6 +185,9 @@ def _guarded(
         _complain("stopped", kind="")
         go_on()
         return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+    except BrokenPipeError:  # whoever read the output has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except Exception:
         traceback.print_exc()
         _complain("this is a defect of boltzgen: please report it with the lines above")
@@ -240,6 +207,10 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _say(text: str) -> None:
     print(text, flush=True)
+
+
+def _murmur(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _complain(text: str, kind: str = "error: ") -> None:
@@ -266,32 +237,3 @@ def _one_line(error: BoltzgenError) -> str:
     if len(lines) == 3 and lines[2].strip() == "^":
         return f"{lines[0]} (at column {lines[2].index('^') - 1} of {lines[1].strip()!r})"
     return " ".join(line.strip() for line in lines)
-
-
-def _run_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `RunOptions`: those of a recipe, where one is given, under those of the command line."""
-    from boltzgen.collective_variables import parse_named_basins
-    from boltzgen.run.recipes import read_recipe
-
-    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "basin", "variant")}
-    if str(arguments.pdb).lower().endswith(".toml"):
-        given = read_recipe(arguments.pdb) | {name: value for name, value in given.items() if name != "pdb"}
-    if "basin" in arguments:
-        given["basins"] = parse_named_basins(arguments.basin)
-    if "variant" in arguments:
-        given["variants"] = _variants(arguments.variant)
-    if "solvent" in given:
-        given["solvent"] = given["solvent"].lower()
-    return given
-
-
-def _variants(texts: list[str]) -> dict[str, str]:
-    from boltzgen.errors import StructureError
-
-    found = {}
-    for text in texts:
-        residue, equals, state = (part.strip() for part in text.partition("="))
-        if not (residue and equals and state):
-            raise StructureError(f"cannot read --variant {text!r}: write RES=STATE, e.g. HIS5=HIE")
-        found[residue] = state
-    return found

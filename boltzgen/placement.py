@@ -24,6 +24,7 @@ from boltzgen.flows.hydrogen_minimization import minimized_variables
 from boltzgen.flows.hydrogen_placement import HydrogenFlow, HydrogenNetwork
 from boltzgen.flows.molecular import MolecularFlow
 from boltzgen.flows.placed import PlacedFlow
+from boltzgen.sampling.run import Progress, progress_steps
 from boltzgen.training import CAP_ABOVE_MEDIAN, MAX_GRADIENT_NORM, soft_cap
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "PlacementAccuracy",
     "hydrogen_density",
     "placement_accuracy",
+    "regenerated",
     "train_placement",
     "with_placed_hydrogens",
 ]
@@ -83,6 +85,7 @@ def train_placement(
     batch_size: int = 256,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    progress: bool | Progress = False,
 ) -> PlacementAccuracy:
     """Train the network that places hydrogens to minimise their energy; the heavy-atom flow is left alone.
 
@@ -100,6 +103,8 @@ def train_placement(
         Steps of Adam, with the learning rate falling to zero on a cosine.
     seed : int
         Of the choice among the given configurations.
+    progress : bool or callable
+        Show a progress bar, or wrap the steps with this.
 
     Returns
     -------
@@ -118,7 +123,7 @@ def train_placement(
     rng = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(flow.hydrogens.network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-    for _ in range(n_steps):
+    for _ in progress_steps(n_steps, progress, "placement of hydrogens"):
         batch = _batch(generator, data, batch_size, rng)
         energy = generator.potential(flow.hydrogens.sample(batch)[0]) / generator.kT
         finite = torch.isfinite(energy)
@@ -254,6 +259,41 @@ def hydrogen_density(generator: BoltzmannGenerator) -> HydrogenFlow:
     density = HydrogenFlow(flow.chart, flow.config.hydrogen_reach, **flow.config.hydrogen_sizes())
     density.flow.load_state_dict(flow.hydrogens.state_dict())
     return density.to(next(flow.parameters()))
+
+
+def regenerated(generator: BoltzmannGenerator, positions: Any, n: int = 1000, *, seed: int = 0) -> Ensemble:
+    """One configuration with its hydrogens drawn anew, the heavy atoms where they are.
+
+    Weighted by exp(-U/kT) over the density that the hydrogens were drawn from: the Boltzmann distribution of the
+    hydrogens given these heavy atoms. Equivalent hydrogens may change their labels.
+
+    Parameters
+    ----------
+    generator : BoltzmannGenerator
+        With ``hydrogens="flow"``.
+    positions : (N, 3) array or tensor
+        nm.
+    n : int
+        Draws, each one energy evaluation.
+    seed : int
+
+    Raises
+    ------
+    StructureError
+        If the generator has no density of hydrogens, or the configuration is not one of its molecule.
+    PotentialError
+        If no draw has a finite energy: the heavy atoms clash.
+    """
+    density, like = hydrogen_density(generator), next(generator.flow.parameters())
+    whole = torch.as_tensor(positions).to(like)
+    molecule = generator.molecule
+    if molecule is None or tuple(whole.shape) != (molecule.n_atoms, 3):
+        raise StructureError(f"the configuration has shape {tuple(whole.shape)}, not that of the molecule")
+    heavy = whole[torch.as_tensor(molecule.heavy_atoms, device=whole.device)].expand(n, -1, -1)
+    rng = torch.Generator(device=like.device).manual_seed(seed)
+    with torch.no_grad():
+        placed, log_q = density.sample(heavy, rng)
+    return replace(generator.weigh(placed, log_q), dimension=None)
 
 
 def with_placed_hydrogens(

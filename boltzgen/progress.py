@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,24 +73,31 @@ class Progress:
             self.close()
 
 
-def shown_steps(steps: Iterable[int], label: str) -> Iterator[int]:
-    """The same steps, with a bar or lines that tell how far they are."""
+def shown_steps(steps: Iterable[int], label: str, stop: Callable[[], bool] | None = None) -> Iterator[int]:
+    """The same steps, with a bar or lines that tell how far they are and how long the rest takes.
+
+    Parameters
+    ----------
+    stop : callable, optional
+        Asked before each step; a true answer ends them.
+    """
     everything = list(steps)
-    if can_show_bar():
-        with _new_bar(len(everything), 0) as bar:
-            bar.set_description_str(label)
-            for step in everything:
-                yield step
-                bar.update(1)
-        return
     started = last = time.monotonic()
-    for done, step in enumerate(everything):
-        now = time.monotonic()
-        if done and now - last >= LINE_SECONDS:
-            left = (now - started) / done * (len(everything) - done)
-            _to_stderr(f"{done / len(everything):4.0%}  {label}  {format_duration(left)} left")
-            last = now
-        yield step
+    left = lambda done, now: format_duration((now - started) / done * (len(everything) - done))
+    use_bar = can_show_bar() and len(everything) > 1
+    with _new_bar(len(everything), 0) if use_bar else nullcontext() as bar:
+        for done, step in enumerate(everything):
+            if stop is not None and stop():
+                return
+            now = time.monotonic()
+            if bar is not None:
+                bar.set_description_str(f"{label}, {left(done, now)} left" if done else label, refresh=False)
+            elif done and now - last >= LINE_SECONDS:
+                _to_stderr(f"{done / len(everything):4.0%}  {label}  {left(done, now)} left")
+                last = now
+            yield step
+            if bar is not None:
+                bar.update(1)
 
 
 @contextmanager

@@ -19,9 +19,18 @@ from boltzgen.errors import SelectionError
 
 if TYPE_CHECKING:
     from boltzgen.ensemble import Ensemble
+    from boltzgen.generator import BoltzmannGenerator
     from boltzgen.molecule import Molecule
 
-__all__ = ["StructurePicture", "choose_frames", "chosen_frames", "structure_png", "view"]
+__all__ = [
+    "StructurePicture",
+    "choose_frames",
+    "chosen_frames",
+    "hydrogen_frames",
+    "structure_png",
+    "view",
+    "view_hydrogens",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +38,14 @@ logger = logging.getLogger(__name__)
 ELEMENT_COLOURS = {"H": "#e8e8e8", "C": "#555555", "N": "#3050f8", "O": "#e8220d", "S": "#d9b51c", "P": "#ff8000"}
 ELEMENT_RADII = {"H": 0.022, "C": 0.034, "N": 0.034, "O": 0.034}
 OTHER_COLOUR, OTHER_RADIUS = "#b050b0", 0.040
+WAYS = ("weight", "random", "heaviest")  # to choose frames, beside basins
 
 
-def view(ensemble: Ensemble, n: int = 50, by: str = "weight", *, seed: int = 0) -> Any:
+def view(ensemble: Ensemble, n: int = 50, by: str = "weight", *, seed: int = 0, widget: bool | None = None) -> Any:
     """Show frames of an ensemble, superposed on the heavy atoms.
 
-    A notebook shows a widget only where it is the last expression of its cell.
+    A notebook shows a widget only where it is the last expression of its cell. Where a page cannot run it (a viewer of
+    files, a static page) the picture that comes along is shown.
 
     Parameters
     ----------
@@ -44,10 +55,12 @@ def view(ensemble: Ensemble, n: int = 50, by: str = "weight", *, seed: int = 0) 
         Number of frames.
     by : str
         ``"weight"``: drawn with replacement by importance weight, so that the frames follow the Boltzmann distribution;
-        ``"random"``: as generated, every sample alike; otherwise a basin such as ``"0 < phi < 150"``: drawn by weight
-        from the samples in it.
+        ``"random"``: as generated, every sample alike; ``"heaviest"``: those of largest weight, the largest first;
+        otherwise a basin such as ``"0 < phi < 150"``: drawn by weight from the samples in it.
     seed : int
         Of the draw.
+    widget : bool, optional
+        False for a still picture even in a notebook; whatever can be had if absent.
 
     Returns
     -------
@@ -64,16 +77,81 @@ def view(ensemble: Ensemble, n: int = 50, by: str = "weight", *, seed: int = 0) 
     """
     frames = chosen_frames(ensemble, n, by, seed=seed)
     assert ensemble.molecule is not None
-    reason = "not in a notebook"
-    if _in_notebook():
-        nglview = _quiet_nglview()
-        if nglview is not None:
-            widget = nglview.show_mdtraj(frames, default_representation=False)
-            widget.add_representation("ball+stick", selection="all")
-            widget.center()
-            return widget
-        reason = "nglview could not be imported"
-    return StructurePicture(ensemble.molecule, frames, reason)
+    return shown(ensemble.molecule, frames, widget)
+
+
+def view_hydrogens(
+    generator: BoltzmannGenerator,
+    ensemble: Ensemble,
+    n: int = 20,
+    by: str = "heaviest",
+    *,
+    seed: int = 0,
+    widget: bool | None = None,
+) -> Any:
+    """Show one configuration with its hydrogens drawn anew on fixed heavy atoms; see `boltzgen.placement.regenerated`.
+
+    Parameters
+    ----------
+    generator : BoltzmannGenerator
+        With ``hydrogens="flow"``.
+    ensemble : Ensemble
+        Of the same molecule.
+    n : int
+        Number of frames, equally weighted among the hydrogens that the energy allows.
+    by : str
+        Which configuration: the first that `view` would show.
+    seed, widget
+        As in `view`, whose results these are.
+    """
+    frames = hydrogen_frames(generator, ensemble, n, by, seed=seed)
+    return shown(ensemble.require_molecule(), frames, widget)
+
+
+def hydrogen_frames(
+    generator: BoltzmannGenerator, ensemble: Ensemble, n: int, by: str = "heaviest", *, seed: int = 0
+) -> Any:
+    """What `view_hydrogens` shows, as an ``mdtraj.Trajectory``; parameters and errors as there."""
+    from boltzgen.placement import regenerated
+
+    if n < 1:
+        raise ValueError(f"the number of frames must be positive, not {n}")
+    chosen = int(choose_frames(ensemble, 1, by, seed=seed)[0])
+    return regenerated(generator, ensemble.positions[chosen], seed=seed).resample(n, seed).trajectory
+
+
+def shown(molecule: Molecule, frames: Any, widget: bool | None = None) -> Any:
+    """Frames as a widget in a notebook, and as a picture elsewhere; see `view`."""
+    if widget is False:
+        return StructurePicture(molecule, frames, "a picture was asked for")
+    if not _in_notebook():
+        return StructurePicture(molecule, frames, "not in a notebook")
+    nglview = _quiet_nglview()
+    if nglview is None:
+        return StructurePicture(molecule, frames, "nglview could not be imported")
+    interactive = _with_picture(nglview)(molecule, frames)
+    interactive.add_representation("ball+stick", selection="all")
+    interactive.center()
+    return interactive
+
+
+def _with_picture(nglview: Any) -> Any:
+    """nglview's widget, that brings a picture for pages that cannot run it."""
+
+    class StructureWidget(nglview.NGLWidget):
+        def __init__(self, molecule: Molecule, frames: Any) -> None:
+            super().__init__(nglview.MDTrajTrajectory(frames), default_representation=False)
+            self.__dict__["picture"] = StructurePicture(molecule, frames, "this page cannot run the viewer")
+
+        def _repr_mimebundle_(self, **options: Any) -> Any:
+            bundle = super()._repr_mimebundle_(**options)
+            picture: StructurePicture = self.__dict__["picture"]
+            data, *rest = bundle if isinstance(bundle, tuple) else (bundle,)
+            still = base64.b64encode(picture._repr_png_()).decode("ascii")
+            data = {**(data or {}), "image/png": still, "text/plain": repr(picture)}
+            return (data, *rest) if rest else data
+
+    return StructureWidget
 
 
 def chosen_frames(ensemble: Ensemble, n: int, by: str = "weight", *, seed: int = 0) -> Any:
@@ -89,22 +167,25 @@ def choose_frames(ensemble: Ensemble, n: int, by: str = "weight", *, seed: int =
     Returns
     -------
     (n,) array of int
-        A sample of large weight may stand in it more than once.
+        A sample of large weight may stand in it more than once; of the heaviest there may be fewer than n.
     """
     if n < 1:
         raise ValueError(f"the number of frames must be positive, not {n}")
     share = np.isfinite(ensemble.positions).all(axis=(1, 2)).astype(float)
     if by != "random":
         share *= np.asarray(ensemble.unbiased().weights, dtype=float)
-    if by not in ("weight", "random"):
+    if by not in WAYS:
         if ensemble.molecule is None:
             raise SelectionError(f"'{by}' selects nothing: the ensemble has no molecule")
         from boltzgen.collective_variables import parse_basin
 
         share *= np.asarray(parse_basin(by, ensemble.molecule).contains(ensemble.positions))
     if not share.sum() > 0:
-        where = "" if by in ("weight", "random") else f" in '{by}'"
+        where = "" if by in WAYS else f" in '{by}'"
         raise SelectionError(f"no frame to show: no sample{where} has a positive weight and finite positions")
+    if by == "heaviest":
+        order = np.argsort(-share, kind="stable")[:n]
+        return order[share[order] > 0]
     return np.random.default_rng(seed).choice(len(share), size=n, p=share / share.sum())
 
 

@@ -253,7 +253,7 @@ def test_unexpected_error_keeps_its_traceback(alanine_dipeptide_pdb, tmp_path, c
     def broken(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("boltzgen.run.pipeline._read_molecule", broken)
+    monkeypatch.setattr("boltzgen.run.pipeline.read_molecule", broken)
     assert main(["run", str(alanine_dipeptide_pdb), "--out", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert "ZeroDivisionError: a defect" in error

@@ -179,6 +179,26 @@ def test_swap_statistics_and_energies(tempered: sampling.SamplingRun) -> None:
     assert dataclasses.replace(tempered, round_trips=0).verdict().verdict == "do not use"
 
 
+def test_a_run_that_is_ended_early_keeps_what_it_has() -> None:
+    def first(rounds: Any) -> Any:
+        return list(rounds)[:30]
+
+    run = sampling.parallel_tempering(
+        molecule([[0, 0, 0], [-0.1, 0, 0]], [20.0, 20.0]),
+        Analytic(2, double_well),
+        n_steps=2000,
+        n_replicas=2,
+        n_walkers=3,
+        time_step=10.0,
+        exchange_interval=20,
+        save_interval=40,
+        progress=first,
+    )
+    assert run.ended_early
+    assert (run.n_steps, len(run.ensemble)) == (600, 3 * 5)  # a fifth of what was planned is burn-in
+    assert "ended early, after 600 steps" in run.report()
+
+
 def test_the_same_seed_gives_the_same_frames() -> None:
     system = molecule([[0, 0, 0], [-0.1, 0, 0]], [20.0, 20.0])
     options: dict[str, Any] = {

@@ -1,5 +1,6 @@
 """Frames to look at follow the weights, and there is a picture where there is no viewer."""
 
+import base64
 import io
 import subprocess
 import sys
@@ -8,11 +9,13 @@ import matplotlib.image
 import mdtraj
 import numpy as np
 import pytest
+import torch
 from picture_samples import bare_molecule, sample
 
 from boltzgen import viewing
 from boltzgen.ensemble import Ensemble
-from boltzgen.errors import SelectionError
+from boltzgen.errors import SelectionError, StructureError
+from boltzgen.placement import regenerated
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,16 @@ def test_an_empty_or_unreadable_basin_says_so(samples) -> None:
         viewing.view(Ensemble(ensemble.positions, ensemble.log_weights, ensemble.kT))
 
 
+def test_the_heaviest_frames_stand_first_and_once(samples) -> None:
+    ensemble, _, _ = samples
+    chosen = viewing.choose_frames(ensemble, 9, "heaviest")
+    weights = ensemble.weights[chosen]
+    assert (np.diff(weights) <= 0).all()
+    assert len(set(chosen.tolist())) == 9
+    assert weights.min() >= np.sort(ensemble.weights)[-9]
+    assert len(viewing.choose_frames(ensemble, 10_000, "heaviest")) == (ensemble.weights > 0).sum()
+
+
 def test_outside_a_notebook_the_frames_are_superposed_and_can_be_saved(samples, molecule, tmp_path) -> None:
     ensemble, _, _ = samples
     shifted = Ensemble(ensemble.positions + 5.0, ensemble.log_weights, ensemble.kT, molecule=molecule)
@@ -95,6 +108,31 @@ def test_in_a_notebook_a_widget_shows_the_frames(samples, monkeypatch) -> None:
     widget = viewing.view(ensemble, 7)
     assert isinstance(widget, nglview.NGLWidget)
     assert widget.max_frame == 6
+    bundle = widget._repr_mimebundle_()
+    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert "application/vnd.jupyter.widget-view+json" in data
+    image = matplotlib.image.imread(io.BytesIO(base64.b64decode(data["image/png"])))  # where no widget runs
+    assert (image[..., 3] > 0).mean() > 0.02
+    assert "frames.pdb" in data["text/plain"]
+    assert isinstance(viewing.view(ensemble, 2, widget=False), viewing.StructurePicture)
+
+
+def test_hydrogens_are_drawn_anew_on_fixed_heavy_atoms(generator, dipeptide) -> None:
+    """Weights are exp(-U/kT) over the density of the hydrogens given the heavy atoms, which q splits into exactly."""
+    ensemble = generator.sample(200)
+    chosen = int(viewing.choose_frames(ensemble, 1, "heaviest")[0])
+    found = regenerated(generator, ensemble.positions[chosen], 300, seed=3)
+    heavy, hydrogens = dipeptide.heavy_atoms, dipeptide.hydrogens
+    np.testing.assert_allclose(found.positions[:, heavy], found.positions[:1, heavy].repeat(len(found), 0), atol=1e-6)
+    assert found.positions[:, hydrogens].std(axis=0).max() > 0.01
+    whole = generator.log_prob(torch.as_tensor(found.positions)).detach().double().numpy()
+    rest = whole - found.log_q  # log-density of the heavy atoms: the same for all
+    assert np.ptp(rest) < 0.01 < np.ptp(whole)
+    np.testing.assert_allclose(found.energies, generator.energies(found.positions), rtol=1e-6)
+    shown = viewing.view_hydrogens(generator, ensemble, 12)
+    assert len(shown.frames) == 12
+    with pytest.raises(StructureError, match="shape"):
+        regenerated(generator, ensemble.positions[0, 1:])
 
 
 def test_a_broken_nglview_leaves_a_picture(samples, monkeypatch) -> None:

@@ -34,11 +34,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run_command(options: argparse.Namespace) -> None:
     """Draw, save and say what the samples are worth."""
     from boltzgen.output_files import OutputFolder
+    from boltzgen.run.files import drawn
     from boltzgen.run.options import choose_device
 
     folder = OutputFolder(options.out)
     generator = read_generator(options.run, options.seed, choose_device(options.device))
-    ensemble = generator.sample(options.n)
+    ensemble = drawn(generator, options.n)
     folder.claim()
     ensemble.save(folder.path, options.format)
     generator.save(folder / "model.safetensors")

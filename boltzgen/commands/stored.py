@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from boltzgen.generator import BoltzmannGenerator
 
 __all__ = [
+    "EXIT_CODES",
     "add_json",
     "add_run",
     "finite_number",
@@ -30,6 +31,14 @@ __all__ = [
 
 MODEL = "model.safetensors"
 
+EXIT_CODES = """\
+exit codes:
+  0    the result is written, whatever its verdict
+  1    the work failed after it had started (a full disk, a training that collapsed); the message says what is left
+  2    the input or an option cannot be used; nothing was written
+  130  interrupted by Ctrl-C (143 by SIGTERM); the message says how to go on
+"""
+
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The argument that names a run."""
@@ -38,7 +47,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The option to print JSON."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, NaN and infinities as null")
+    add = parser.add_argument
+    add("--json", action="store_true", default=False, help="print the result as JSON, NaN and infinities as null")
 
 
 def finite_number(text: str) -> float:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from openmm import unit
 
@@ -21,25 +18,28 @@ from boltzgen.energy import CompiledPotential
 from boltzgen.energy import potential as choose_potential
 from boltzgen.energy.base import Potential
 from boltzgen.ensemble import Ensemble
+from boltzgen.errors import PotentialError
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.generator_description import rebuild
 from boltzgen.interrupts import Interrupts, RunInterrupted
 from boltzgen.molecule import Molecule
-from boltzgen.output_files import OutputFolder, write_bytes, write_json
+from boltzgen.output_files import OutputFolder, write_json
 from boltzgen.placement import PlacementAccuracy, placement_accuracy, train_placement
-from boltzgen.progress import Progress
+from boltzgen.progress import Progress, shown_steps
 from boltzgen.report import write_report
 from boltzgen.run import manifest, references
-from boltzgen.run.answer import ONE_BASIN, final_verdict, format_answer, recheck_energies, result_values
+from boltzgen.run.answer import ONE_BASIN, final_verdict, recheck_energies, result_values
 from boltzgen.run.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from boltzgen.run.comparison import compare
+from boltzgen.run.files import drawn, write_history
 from boltzgen.run.options import RunOptions, check_kinds_of_run, choose_basins, choose_device
+from boltzgen.run.results import RunResult, TrainResult
 from boltzgen.run.schedules import PLACEMENT_BATCH, Schedule, make_schedule, parse_budget
 from boltzgen.sampling import SamplingRun
-from boltzgen.training import History, Training
+from boltzgen.training import Training
 from boltzgen.training.processes import Processes, start_processes
 
-__all__ = ["CHECKPOINT", "PreparedRun", "RunOptions", "RunResult", "execute", "prepare", "run"]
+__all__ = ["CHECKPOINT", "PreparedRun", "RunOptions", "RunResult", "TrainResult", "execute", "prepare", "run", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ N_PLACEMENT = 1000  # samples whose hydrogens are compared with their minimum
 COMPILE_FROM = 10_000_000
 
 Say = Callable[[str], None]
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -70,33 +71,6 @@ class PreparedRun:
     @property
     def checkpoint(self) -> Path:
         return self.folder / CHECKPOINT
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run made.
-
-    Attributes
-    ----------
-    folder : Path
-        Where its files are.
-    values : dict
-        As in ``result.json``.
-    generator, ensemble, history :
-        The trained generator, its samples, and the training.
-    reference : Ensemble or (n, n) array or None
-        Samples of the reference, or only its histogram over phi and psi.
-    """
-
-    folder: Path
-    values: dict[str, Any]
-    generator: BoltzmannGenerator
-    ensemble: Ensemble
-    history: History
-    reference: Ensemble | np.ndarray | None
-
-    def __str__(self) -> str:
-        return format_answer(self.values)
 
 
 def run(options: RunOptions, say: Say | None = None) -> RunResult | None:
@@ -129,7 +103,7 @@ def prepare(options: RunOptions, say: Say | None = None) -> PreparedRun:
     say = _from_first(processes, say)
     folder = OutputFolder(options.folder, options.resume)
     checkpoint = load_checkpoint(folder / CHECKPOINT) if options.resume else None
-    molecule = _read_molecule(options)
+    molecule = read_molecule(options)
     say(molecule.report())
     basins = choose_basins(options, molecule)
     for name, expression in basins.items():
@@ -159,12 +133,21 @@ def prepare(options: RunOptions, say: Say | None = None) -> PreparedRun:
 
 def execute(prepared: PreparedRun, say: Say | None = None) -> RunResult | None:
     """Train, sample, compare and write; see `run`."""
+    return _of_first(prepared, say, _answer)
+
+
+def train(prepared: PreparedRun, say: Say | None = None) -> TrainResult | None:
+    """Train and write the model; `run` with ``resume`` goes on from there to the answer."""
+    return _of_first(prepared, say, _trained)
+
+
+def _of_first(prepared: PreparedRun, say: Say | None, finish: Callable[[PreparedRun, Say], Result]) -> Result | None:
     processes = prepared.training.processes
     say = _from_first(processes, say)
     try:
         _train_placement(prepared, say)
         _train(prepared, say)
-        return _answer(prepared, say) if processes.is_first else None
+        return finish(prepared, say) if processes.is_first else None
     finally:
         prepared.folder.release()
 
@@ -174,7 +157,8 @@ def _from_first(processes: Processes, say: Say | None) -> Say:
     return (say or log.info) if processes.is_first else log.debug
 
 
-def _read_molecule(options: RunOptions) -> Molecule:
+def read_molecule(options: RunOptions) -> Molecule:
+    """The molecule that the options name."""
     return Molecule.from_pdb(
         options.pdb,
         options.forcefield,
@@ -262,7 +246,11 @@ def _train_placement(prepared: PreparedRun, say: Say) -> None:
         return
     say(f"training the placement of hydrogens: {schedule.placement_steps * PLACEMENT_BATCH:,} energy evaluations")
     found = train_placement(
-        prepared.generator, n_steps=schedule.placement_steps, batch_size=PLACEMENT_BATCH, seed=prepared.options.seed
+        prepared.generator,
+        n_steps=schedule.placement_steps,
+        batch_size=PLACEMENT_BATCH,
+        seed=prepared.options.seed,
+        progress=lambda steps: shown_steps(steps, "placement of hydrogens"),
     )
     say(str(found))
     prepared.training = _training(prepared.generator, schedule, prepared.basins, prepared.checkpoint, prepared.identity)
@@ -283,10 +271,10 @@ def _train(prepared: PreparedRun, say: Say) -> None:
 def _answer(prepared: PreparedRun, say: Say) -> RunResult:
     generator, folder, options = prepared.generator, prepared.folder, prepared.options
     generator.save(folder / "model.safetensors")
-    _write_history(folder / "history.csv", prepared.training.history)
+    write_history(folder / "history.csv", prepared.training.history)
     say(f"drawing {options.n_samples:,} samples")
     training_defects = generator.potential.counts.defect
-    ensemble = generator.sample(options.n_samples)
+    ensemble = drawn(generator, options.n_samples)
     ensemble.save(folder.path)
     recheck = recheck_energies(ensemble, seed=options.seed)
     placement = _placement_of(generator, ensemble, options.seed)
@@ -309,6 +297,7 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
         "force_evaluations": counts["force"],
         "recheck_evaluations": recheck.n,
         "reference_evaluations": 0 if sampled is None else sampled.evaluations,
+        "reference_ended_early": sampled is not None and sampled.ended_early,
         "training_defects": training_defects,
         "training_skipped_steps": prepared.training.skipped,
         "training_events": prepared.training.history.events_state(),
@@ -329,10 +318,36 @@ def _placement_of(generator: BoltzmannGenerator, ensemble: Ensemble, seed: int) 
 
 
 def _reference(prepared: PreparedRun, say: Say) -> SamplingRun:
-    say("running the reference: parallel tempering on the same energy")
-    sampled = references.parallel_tempering(prepared.generator, prepared.schedule, prepared.options.seed)
+    say("running the reference: parallel tempering on the same energy (Ctrl-C ends it early, with what it has)")
+    schedule, seed = prepared.schedule, prepared.options.seed
+    with Interrupts() as interrupts:
+        try:
+            sampled = references.parallel_tempering(prepared.generator, schedule, seed, interrupts.requested)
+        except PotentialError:
+            if interrupts.received is None:
+                raise
+            raise RunInterrupted(interrupts.received, prepared.checkpoint) from None  # before the first frame
     say(sampled.report())
     return sampled
+
+
+def _trained(prepared: PreparedRun, say: Say) -> TrainResult:
+    """Write what there is of a run without its answer."""
+    folder, training = prepared.folder, prepared.training
+    prepared.generator.save(folder / "model.safetensors")
+    write_history(folder / "history.csv", training.history)
+    values = {
+        **prepared.generator.kinds,
+        "energy_evaluations": prepared.generator.potential.counts.energy,
+        "force_evaluations": prepared.generator.potential.counts.force,
+        "training_ess_fraction": training.history.records[-1]["ess_fraction"],
+        "training_skipped_steps": training.skipped,
+        "training_events": training.history.events_state(),
+        "wall_seconds": _wall_seconds(prepared),
+    }
+    record = {**_made_with(prepared), **values}
+    write_json(folder / "manifest.json", record)
+    return TrainResult(folder.path, values)
 
 
 def _wall_seconds(prepared: PreparedRun) -> float:
@@ -360,26 +375,23 @@ def _write(prepared: PreparedRun, result: RunResult) -> None:
 def _manifest(prepared: PreparedRun, result: RunResult) -> dict[str, Any]:
     keys = ("energy_evaluations", "force_evaluations", "recheck_evaluations", "reference_evaluations", "wall_seconds")
     return {
+        **_made_with(prepared),
+        "recheck_platform": result.values["openmm_recheck"]["platform"],
+        **{key: result.values[key] for key in keys},
+    }
+
+
+def _made_with(prepared: PreparedRun) -> dict[str, Any]:
+    return {
         "command": list(prepared.options.command),
         "written": manifest.now(),
         "versions": manifest.versions(),
         "molecule": manifest.describe_molecule(prepared.molecule, Path(prepared.options.pdb)),
         "basins": prepared.basins,
         "generator": manifest.describe_training(prepared.generator, prepared.schedule),
-        "recheck_platform": result.values["openmm_recheck"]["platform"],
-        **{key: result.values[key] for key in keys},
         "files": {
             path.name: manifest.file_hash(path)
             for path in sorted(prepared.folder.path.iterdir())
             if path.suffix in (".safetensors", ".dcd", ".npz", ".pdb")
         },
     }
-
-
-def _write_history(path: Path, history: History) -> None:
-    table = history.table()
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(table)
-    writer.writerows(zip(*(column.tolist() for column in table.values()), strict=True))
-    write_bytes(path, text.getvalue().encode())

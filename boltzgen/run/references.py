@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,9 @@ class Shipped:
     ramachandran: np.ndarray | None = None
 
 
-def parallel_tempering(generator: BoltzmannGenerator, schedule: Schedule, seed: int) -> SamplingRun:
+def parallel_tempering(
+    generator: BoltzmannGenerator, schedule: Schedule, seed: int, stop: Callable[[], bool] | None = None
+) -> SamplingRun:
     """Reference samples of the generator's molecule on the same energy.
 
     Other isomers (cis amides, for one), which hot replicas reach and the generator by design does not, are left out.
@@ -47,6 +49,8 @@ def parallel_tempering(generator: BoltzmannGenerator, schedule: Schedule, seed: 
     schedule : Schedule
         Says how many evaluations the budget affords.
     seed : int
+    stop : callable, optional
+        Asked before each round; a true answer ends the sampling with the frames that there are.
     """
     everywhere = (lambda positions: np.ones(len(positions), bool)) if schedule.config.omega == "free" else None
     # A potential of its own: it is counted apart from the generator's, and compiled when that pays.
@@ -57,7 +61,7 @@ def parallel_tempering(generator: BoltzmannGenerator, schedule: Schedule, seed: 
         domain=everywhere,
         seed=seed,
         device=generator.device,
-        progress=lambda steps: shown_steps(steps, "parallel tempering"),
+        progress=lambda steps: shown_steps(steps, "parallel tempering", stop),
     ).run
 
 

@@ -155,7 +155,7 @@ def parallel_tempering(
     all_temperatures : bool
         Keep the frames of every temperature too, in `SamplingRun.replicas`: R times the memory, for MBAR.
     progress : bool or callable
-        Show a progress bar, or wrap the rounds with this.
+        Show a progress bar, or wrap the rounds with this; it may end them early.
 
     Returns
     -------
@@ -189,7 +189,9 @@ def parallel_tempering(
     n_saved = n_walkers * (n_replicas if all_temperatures else 1)
     frames: list[np.ndarray] = []
     energies: list[np.ndarray] = []
+    done = 0
     for round_ in steps_of(n_rounds, progress, "parallel tempering"):
+        done = round_ + 1
         walkers.run(exchange_interval)
         order, scale = exchange.propose(walkers.energies)
         walkers.permute(order.to(device), scale.to(walkers.positions))
@@ -197,7 +199,9 @@ def parallel_tempering(
             frames.append(particles.all_atoms(walkers.frames()[:n_saved]).cpu().numpy())
             energies.append(walkers.energies[:n_saved].cpu().numpy())
     if not frames:
-        raise PotentialError("no frame was saved: n_steps is too small for save_interval and burn_in")
+        raise PotentialError(
+            f"no frame was saved in {done * exchange_interval} steps: too few for save_interval and burn_in"
+        )
     replicas = _ensembles(particles, frames, energies, n_walkers, GAS_CONSTANT * exchange.temperatures.numpy())
     ensemble = replicas[0]
     return SamplingRun(
@@ -205,7 +209,8 @@ def parallel_tempering(
         method="parallel tempering",
         evaluations=particles.evaluations - before,
         seconds=time.perf_counter() - begin,
-        n_steps=n_rounds * exchange_interval,
+        n_steps=done * exchange_interval,
+        ended_early=done < n_rounds,
         time_step=step_fs,
         seed=seed,
         temperatures=exchange.temperatures.numpy(),

@@ -57,6 +57,8 @@ class SamplingRun:
     replicas : tuple of Ensemble
         Frames of each temperature, the target first, where they were asked for; `restricted` leaves them as they are.
         Ladders are independent of each other: a group is the same ladder at every temperature.
+    ended_early : bool
+        Whether it was stopped before all steps were done.
     settings : dict
         Everything else that was chosen.
     """
@@ -74,6 +76,7 @@ class SamplingRun:
     outside: float = 0.0
     mass_metric: float = 0.0
     replicas: tuple[Ensemble, ...] = ()
+    ended_early: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def free_energy(self, basins: Mapping[str, str]) -> FreeEnergies:
@@ -117,6 +120,8 @@ class SamplingRun:
             lines.append(
                 f"temperatures {self.temperatures[0]:.0f}-{self.temperatures[-1]:.0f} K; accepted swaps {swaps}{trips}"
             )
+        if self.ended_early:
+            lines.append(f"ended early, after {self.n_steps:,} steps of each walker")
         if self.outside:
             lines.append(f"outside the domain, left out: {self.outside:.2e} of the weight")
         if self.mass_metric:
