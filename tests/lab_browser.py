@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -71,7 +72,9 @@ def lab_page(notebook: Path) -> Iterator[Page]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=", f"--notebook-dir={folder}"]
+    token = secrets.token_hex(8)
+    words = ["--no-browser", "--allow-root", f"--port={port}", f"--IdentityProvider.token={token}"]
+    words += [f"--notebook-dir={folder}"]
     words += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None"]
     own = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
     profile = folder / "profile"
@@ -79,7 +82,7 @@ def lab_page(notebook: Path) -> Iterator[Page]:
     browser_words += ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1200,900"]
     with contextlib.ExitStack() as stack:
         _start(stack, [sys.executable, "-m", "jupyterlab", *words], os.environ | own)
-        _until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status", timeout=5).read())
+        _until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5).read())
         _start(stack, [CHROMIUM, *browser_words, "about:blank"], dict(os.environ))
         debugging = _until(lambda: (profile / "DevToolsActivePort").read_text().splitlines()[0])
         tabs = _until(
@@ -87,7 +90,7 @@ def lab_page(notebook: Path) -> Iterator[Page]:
         )
         page = Page(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"))
         page.send("Page.enable")
-        page.send("Page.navigate", url=f"http://127.0.0.1:{port}/lab/tree/{notebook.name}")
+        page.send("Page.navigate", url=f"http://127.0.0.1:{port}/lab/tree/{notebook.name}?token={token}")
         page.wait_for("!!(window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell'))")
         yield page
 
