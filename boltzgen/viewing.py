@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import logging
 import sys
 import warnings
@@ -129,10 +130,31 @@ def shown(molecule: Molecule, frames: Any, widget: bool | None = None) -> Any:
     nglview = _quiet_nglview()
     if nglview is None:
         return StructurePicture(molecule, frames, "nglview could not be imported")
+    if mismatch := front_end_mismatch(nglview):
+        return StructurePicture(molecule, frames, mismatch)
     interactive = _with_picture(nglview)(molecule, frames)
     interactive.add_representation("ball+stick", selection="all")
     interactive.center()
     return interactive
+
+
+def front_end_mismatch(nglview: Any) -> str:
+    """Why JupyterLab would show an error in the place of nglview's widget; empty where nothing speaks against it.
+
+    The wheel of nglview 4.0.1 asks for version 4.0 of its own JavaScript, and brings version 3.1.5.
+    """
+    wanted = getattr(getattr(nglview, "_frontend", None), "__frontend_version__", "")
+    try:
+        from jupyter_core.paths import jupyter_path
+
+        folders = [Path(folder) / "nglview-js-widgets" for folder in jupyter_path("labextensions")]
+        found = next(folder / "package.json" for folder in folders if (folder / "package.json").is_file())
+        there = json.loads(found.read_text(encoding="utf-8"))["version"]
+    except (ImportError, StopIteration, OSError, ValueError, KeyError):
+        return ""  # another front end than JupyterLab's, of which nothing is known
+    if not wanted or there == wanted:
+        return ""
+    return f"nglview asks for its front end {wanted}, and {there} is installed: pip install 'nglview!=4.0.1'"
 
 
 def _with_picture(nglview: Any) -> Any:
@@ -143,13 +165,15 @@ def _with_picture(nglview: Any) -> Any:
             super().__init__(nglview.MDTrajTrajectory(frames), default_representation=False)
             self.__dict__["picture"] = StructurePicture(molecule, frames, "this page cannot run the viewer")
 
-        def _repr_mimebundle_(self, **options: Any) -> Any:
-            bundle = super()._repr_mimebundle_(**options)
+        def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
             picture: StructurePicture = self.__dict__["picture"]
-            data, *rest = bundle if isinstance(bundle, tuple) else (bundle,)
             still = base64.b64encode(picture._repr_png_()).decode("ascii")
-            data = {**(data or {}), "image/png": still, "text/plain": repr(picture)}
-            return (data, *rest) if rest else data
+            return {**super()._repr_mimebundle_(**options), "image/png": still, "text/plain": repr(picture)}
+
+        def _ipython_display_(self, **options: Any) -> None:  # nglview's own would leave the picture out
+            from IPython.display import display
+
+            display(self._repr_mimebundle_(), raw=True)
 
     return StructureWidget
 

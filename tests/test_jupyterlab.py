@@ -18,6 +18,7 @@ CELLS = (
     "ens.view(n=5)",
     "ens.view(n=5, widget=False)",
 )
+FAILED = "document.body.innerText.includes('Click to show javascript error')"
 CANVAS = "document.querySelector('.jp-OutputArea-output canvas')"
 BOX = f"(() => {{ const b = {CANVAS}.getBoundingClientRect(); return [b.x, b.y, b.width, b.height] }})()"
 
@@ -33,6 +34,19 @@ def coloured(pixels: np.ndarray) -> dict[str, float]:
     }
 
 
+def run_all(page) -> None:
+    """Run every cell; asked again until it begins, for a notebook looks idle before its kernel is there."""
+    begun = "[...document.querySelectorAll('.jp-InputPrompt')].some(prompt => /[*0-9]/.test(prompt.innerText))"
+    page.wait_for("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'")
+    for _ in range(60):
+        page.value("new Promise(done => setTimeout(done, 3000))")
+        if page.value(begun):
+            return
+        page.value("document.querySelector('.jp-Dialog .jp-mod-accept')?.click()")  # which kernel, if it asks
+        page.value("void jupyterapp.commands.execute('notebook:run-all-cells')")
+    raise AssertionError("the cells did not run")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(lab_browser.CHROMIUM is None, reason="no Chromium on this machine")
 def test_the_widget_draws_a_molecule_in_jupyterlab(tmp_path):
@@ -41,9 +55,9 @@ def test_the_widget_draws_a_molecule_in_jupyterlab(tmp_path):
     path = tmp_path / "view.ipynb"
     nbformat.write(notebook, path)
     with lab_browser.lab_page(path) as page:
-        page.wait_for("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'")
-        page.value("void jupyterapp.commands.execute('notebook:run-all-cells')")
-        page.wait_for(f"!!{CANVAS}")
+        run_all(page)
+        page.wait_for(f"!!{CANVAS} || {FAILED}")
+        assert not page.value(FAILED)
         page.wait_for("document.querySelectorAll('.jp-OutputArea-output img').length > 0")
         page.value(f"{CANVAS}.scrollIntoView({{block: 'center'}})")
         drawn = {}

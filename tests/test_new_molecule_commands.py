@@ -142,7 +142,7 @@ def test_samples_in_blocks_are_those_of_one_call(generator):
         (["train", "{pdb}", "--budget", "much"], "unknown budget 'much'"),
         (["reference", "{pdb}", "--budget", "1000"], "at least 500,000"),
         (["reference", "{pdb}", "--forcefield", "amber96", "--basin", "A: phi >"], "phi >"),
-        (["reference", "{tmp}"], "samples.<"),
+        (["reference", "{tmp}"], "holds no model.safetensors"),
         (["report", "{tmp}/none"], "there is no folder"),
         (["bench", "{pdb}", "--seconds", "0"], "above 0"),
         (["view", "{run}", "--hydrogens", "-n", "0", "--out", "{tmp}/a.pdb"], "at least one frame"),
@@ -183,7 +183,7 @@ def test_a_reader_that_stops_early_is_no_defect(finished_run):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_before_the_first_frame_of_a_reference_leaves_nothing(pdb, tmp_path):
     out = tmp_path / "reference"
-    words = [pdb, *FAST, "--budget", "5e7", "--out", str(out), "--json"]
+    words = [pdb, *FAST, "--budget", "5e6", "--out", str(out), "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     code = (
         "import sys, boltzgen.progress as p; p.LINE_SECONDS = 0.0\n"

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import subprocess
 import sys
 
@@ -101,15 +102,40 @@ def test_the_picture_is_a_picture(samples, molecule) -> None:
     assert "data:image/png;base64," in shown._repr_html_()
 
 
-def test_in_a_notebook_a_widget_shows_the_frames(samples, monkeypatch) -> None:
+def with_front_end(monkeypatch, tmp_path, version) -> None:
+    """An nglview front end of some version, and no other, where JupyterLab looks for it."""
+    nglview, paths = pytest.importorskip("nglview"), pytest.importorskip("jupyter_core.paths")
+    folder = tmp_path / "labextensions" / "nglview-js-widgets"
+    folder.mkdir(parents=True)
+    (folder / "package.json").write_text(json.dumps({"version": version or nglview._frontend.__frontend_version__}))
+    monkeypatch.setattr(paths, "jupyter_path", lambda name: [str(tmp_path / name)])
+    monkeypatch.setattr(viewing, "_in_notebook", lambda: True)
+
+
+def test_a_front_end_of_another_version_leaves_a_picture(samples, monkeypatch, tmp_path) -> None:
+    with_front_end(monkeypatch, tmp_path, "0.0.1")
+    shown = viewing.view(samples[0], 2)
+    assert isinstance(shown, viewing.StructurePicture)
+    assert "and 0.0.1 is installed" in repr(shown)
+
+
+def displayed(monkeypatch, widget) -> dict:
+    """What a cell that ends in the widget sends to the page."""
+    display = pytest.importorskip("IPython.display")
+    sent = []
+    monkeypatch.setattr(display, "display", lambda data, raw: sent.append(data))
+    widget._ipython_display_()
+    return sent[0]
+
+
+def test_in_a_notebook_a_widget_shows_the_frames(samples, monkeypatch, tmp_path) -> None:
     nglview = pytest.importorskip("nglview")
     ensemble, _, _ = samples
-    monkeypatch.setattr(viewing, "_in_notebook", lambda: True)
+    with_front_end(monkeypatch, tmp_path, None)
     widget = viewing.view(ensemble, 7)
     assert isinstance(widget, nglview.NGLWidget)
     assert widget.max_frame == 6
-    bundle = widget._repr_mimebundle_()
-    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    data = displayed(monkeypatch, widget)
     assert "application/vnd.jupyter.widget-view+json" in data
     image = matplotlib.image.imread(io.BytesIO(base64.b64decode(data["image/png"])))  # where no widget runs
     assert (image[..., 3] > 0).mean() > 0.02
