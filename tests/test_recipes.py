@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from boltzgen import cli
+from boltzgen.commands.inputs import run_values
 from boltzgen.run.options import OptionError, RunOptions
 from boltzgen.run.recipes import KEYS, read_recipe
 
@@ -14,7 +15,7 @@ SYSTEMS = Path(__file__).resolve().parent.parent / "systems"
 
 def options_of(*words):
     """The options that ``boltzgen run`` would run with."""
-    return RunOptions(**cli._run_values(cli._parser().parse_args(["run", *words])))
+    return RunOptions(**run_values(cli._parser().parse_args(["run", *words])))
 
 
 @pytest.mark.parametrize("recipe", sorted(SYSTEMS.glob("*.toml")), ids=lambda path: path.stem)
