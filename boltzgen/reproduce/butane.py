@@ -68,7 +68,7 @@ SETTINGS = {
     "quick": MoleculeSettings(
         temperature=300.0,
         data=Sampling(n_steps=12_000, n_replicas=5, t_max=1000.0, save_interval=100),
-        placed=Sampling(n_steps=2500, n_replicas=4, t_max=1000.0, save_interval=100, time_step=2.0),
+        placed=Sampling(n_steps=2500, n_replicas=4, t_max=800.0, save_interval=100, time_step=1.5),
         placement_steps=400,
         pretraining_steps=1000,
         refinement=Refinement("", n_steps=200, batch_size=256, learning_rate=1e-4, measure_every=20),
@@ -81,7 +81,7 @@ SETTINGS = {
     "paper": MoleculeSettings(
         temperature=300.0,
         data=Sampling(n_steps=200_000, n_replicas=6, t_max=1200.0, save_interval=200),
-        placed=Sampling(n_steps=50_000, n_replicas=5, t_max=1000.0, save_interval=100, time_step=2.0),
+        placed=Sampling(n_steps=100_000, n_replicas=5, t_max=800.0, save_interval=200),
         placement_steps=2000,
         pretraining_steps=10_000,
         refinement=Refinement("", n_steps=100_000, batch_size=256, learning_rate=1e-4, measure_every=1000),
@@ -226,7 +226,7 @@ def _checks(
     heavy: HeavyAtoms, settings: MoleculeSettings, checkpoint: Callable[[str], Path | None]
 ) -> dict[str, Estimate]:
     """The dashed populations from frames of the Boltzmann distribution, by two kinds of weights."""
-    steps, batch_size = max(settings.pretraining_steps // 2, 1), settings.refinement.batch_size
+    steps, batch_size = max(settings.pretraining_steps // 10, 1), settings.refinement.batch_size
     internal = internal_generator(heavy, steps, batch_size, 0, checkpoint("hydrogens"))
     return {
         "dashed, by exp(-U(h)/kT) / Z_H(x_C)": with_partition_function(heavy, internal),

@@ -93,7 +93,7 @@ SETTINGS = {
     "paper": MoleculeSettings(
         temperature=300.0,
         data=Sampling(n_steps=500_000, n_replicas=8, t_max=1200.0, save_interval=500),
-        placed=Sampling(n_steps=200_000, n_replicas=6, t_max=1000.0, save_interval=200, time_step=2.0),
+        placed=Sampling(n_steps=400_000, n_replicas=6, t_max=800.0, save_interval=400),
         placement_steps=4000,
         pretraining_steps=10_000,
         refinement=Refinement("", n_steps=100_000, batch_size=256, learning_rate=1e-4, measure_every=1000),
