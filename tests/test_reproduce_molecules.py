@@ -127,6 +127,13 @@ def test_a_claim_that_figures_contradict_is_not_reproduced(claim, figures, again
     assert lost.verdict == NOT_DECIDED
 
 
+@pytest.mark.parametrize("key", ["KL_x collapses", "KL_z data-free loses the mode"])
+def test_a_mode_that_the_pre_training_lacks_is_not_lost(key):
+    (claim,) = (claim for claim in dialanine.CLAIMS if claim.key == key)
+    (finding,) = examine([claim], {0: DIALANINE | {"start.minor": 0.0}})
+    assert finding.verdict == NOT_REPRODUCED
+
+
 @pytest.fixture(scope="module")
 def heavy():
     return prepare(butane.BUTANE, SMALL, lambda name: None, lambda line: None)
