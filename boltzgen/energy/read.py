@@ -191,7 +191,7 @@ def _ryckaert_bellemans(force: openmm.RBTorsionForce, name: str) -> TermTables:
 def _cmaps(force: openmm.CMAPTorsionForce, name: str) -> TermTables:
     rows = [force.getTorsionParameters(i) for i in range(force.getNumTorsions())]
     used = sorted({row[0] for row in rows})  # CHARMM files define 24 maps, of which a peptide uses one or two
-    energies = []
+    energies: list[np.ndarray] = []
     for index in used:
         size, energy = force.getMapParameters(index)
         energies.append(np.array(energy.value_in_unit(_KJ), dtype=np.float64).reshape(size, size).T)

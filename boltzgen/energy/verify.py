@@ -93,7 +93,7 @@ def reference_terms(
     for group, force in enumerate(system.getForces()):
         force.setForceGroup(group)
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
-    energies = {name: np.empty(len(frames)) for name in names}
+    energies: dict[str, np.ndarray] = {name: np.empty(len(frames)) for name in names}
     forces = np.empty_like(frames)
     for index, frame in enumerate(frames):
         context.setPositions(frame)

@@ -165,7 +165,7 @@ def profile(
     if len(ranges) != len(seen):
         raise EstimateError(f"{len(seen)} variable(s) need as many ranges, not {len(ranges)}")
     edges = [_edges(one, weights, n, limits) for one, n, limits in zip(seen, counts, ranges, strict=True)]
-    cells = np.zeros(len(ensemble), dtype=np.int64)
+    cells: np.ndarray = np.zeros(len(ensemble), dtype=np.int64)
     for one, grid in zip(seen, edges, strict=True):
         along = np.clip(np.searchsorted(grid, one.values, side="right") - 1, -1, len(grid) - 1)
         along = np.where(one.values == grid[-1], len(grid) - 2, along)
