@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format notebooks bench-energy bench-flow reference clean
+.PHONY: help demo test lint format notebooks browser bench-energy bench-flow reference clean
 
 help:
 	@echo "make demo          train a generator for alanine dipeptide and print a free energy (about 10 minutes on 2 cores)"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint          ruff and mypy only"
 	@echo "make format        let ruff rewrite the code"
 	@echo "make notebooks     run the notebooks on a small budget"
+	@echo "make browser       draw a molecule in JupyterLab, in headless Chromium where there is one"
 	@echo "make bench-energy  accuracy and speed of the compiled energy against OpenMM (about 10 minutes on 2 cores)"
 	@echo "make bench-flow    speed of the flow against stacks of the same size, zuko, and with the chain (about 15 minutes)"
 	@echo "make reference     compute the reference free energy of alanine dipeptide again (hours)"
@@ -41,6 +42,9 @@ format: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_notebooks.py
+
+browser: $(INSTALLED)
+	$(BIN)/python -m pytest tests/test_jupyterlab.py --browser
 
 bench-energy: $(INSTALLED)
 	$(BIN)/python benchmarks/energy.py $(ARGS)

@@ -9,6 +9,7 @@ SYSTEMS = Path(__file__).resolve().parents[1] / "systems"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="torch device for tests that can use an accelerator, e.g. cuda")
+    parser.addoption("--browser", action="store_true", help="draw a molecule in JupyterLab, in headless Chromium too")
 
 
 @pytest.fixture(scope="session")
