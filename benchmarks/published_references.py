@@ -3,7 +3,7 @@
     python benchmarks/published_references.py TARGET [--evaluations 2e8] [--work runs/published/references]
 
 Dipeptides: a bias that flattens (phi, psi) is learned, sampled under and reweighted. Tetrapeptides: parallel tempering
-to 600 K, with the constraints of the System. Neither knows anything of a generator. Kept: Ramachandran histograms of
+to 800 K, with the constraints of the System. Neither knows anything of a generator. Kept: Ramachandran histograms of
 each independent group of walkers, and 20,000 frames drawn at random with their log-weights.
 """
 
@@ -27,24 +27,23 @@ from boltzgen.sampling import SamplingRun, flattened_sampling, learn_bias, paral
 
 ROOT = Path(__file__).resolve().parent.parent
 N_FRAMES = 20_000
-WALKERS = 512
+WALKERS, LADDERS = 512, 96
 LEARNING = 0.15  # share of the evaluations
-HOTTEST, REPLICAS = 600.0, 6
+HOTTEST, REPLICAS = 800.0, 7
 
 
 def sample(molecule: Molecule, evaluations: float, seed: int) -> SamplingRun:
     """A run of the sampler that suits the molecule."""
     potential = CompiledPotential(molecule)
     if len(torsion_pairs(molecule)) > 1:
-        walkers = WALKERS // 4
-        n_steps = round(evaluations / (REPLICAS * walkers))
+        n_steps = round(evaluations / (REPLICAS * LADDERS))
         return parallel_tempering(
             molecule,
             potential,
             n_steps=n_steps,
             t_max=HOTTEST,
             n_replicas=REPLICAS,
-            n_walkers=walkers,
+            n_walkers=LADDERS,
             time_step=2.0 if molecule.system.getNumConstraints() else 1.0,
             save_interval=200,
             seed=seed,
