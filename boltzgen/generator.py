@@ -131,7 +131,8 @@ class BoltzmannGenerator:
             are of another molecule, temperature or target, or lie outside the domain.
         ValueError
             If `coordinates` or `hydrogens` is unknown; names the nearest known one. If a temperature range is given
-            that leaves out the molecule's temperature, or for other kinds than "internal" and "flow".
+            that leaves out the molecule's temperature, or for other kinds than "internal" and "flow"; or surroundings
+            for Cartesian coordinates.
         """
         from boltzgen.generator_assembly import untrained_flow
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["untrained_flow"]
 
+log = logging.getLogger(__name__)
+
 
 def untrained_flow(
     molecule: Molecule,
@@ -32,6 +35,11 @@ def untrained_flow(
 ) -> tuple[MolecularFlow | PlacedFlow, Potential]:
     """Flow and potential of `BoltzmannGenerator.for_molecule`, whose parameters and errors these are."""
     check_kinds(coordinates, hydrogens)
+    if config.surroundings and coordinates == "cartesian":
+        raise ValueError(
+            f"surroundings={config.surroundings} belongs to coordinates='internal': the networks of a Cartesian "
+            "generator see all positions as they are; leave it out"
+        )
     if config.temperature_range is not None:
         _check_temperature_range(config.temperature_range, molecule, coordinates, hydrogens)
     if potential is None:
@@ -43,7 +51,19 @@ def untrained_flow(
     frame = cartesian_frame(molecule, potential, chart, config.alignment) if coordinates == "cartesian" else None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return molecular_flow(chart, config, coordinates, hydrogens, potential, molecule.kT, frame), potential
+        flow = molecular_flow(chart, config, coordinates, hydrogens, potential, molecule.kT, frame)
+    if config.surroundings and not _sees_surroundings(flow):
+        log.warning(
+            "surroundings=%d has no effect on this molecule: no two of its heavy atoms are more than three bonds "
+            "apart, or one is placed by a hydrogen",
+            config.surroundings,
+        )
+    return flow, potential
+
+
+def _sees_surroundings(flow: MolecularFlow | PlacedFlow) -> bool:
+    heavy = flow.heavy if isinstance(flow, PlacedFlow) else flow
+    return isinstance(heavy, MolecularFlow) and heavy.surroundings is not None
 
 
 def _check_temperature_range(bounds: tuple[float, float], molecule: Molecule, coordinates: str, hydrogens: str) -> None:

@@ -92,10 +92,26 @@ def test_the_density_is_that_of_the_samples_and_depends_on_the_surroundings(dipe
     assert float((blind - log_q).abs().max()) > 1e-3
 
 
-def test_small_molecules_have_no_surroundings():
+def test_small_molecules_have_no_surroundings_and_say_so(caplog):
     molecule = small_molecule("methanol")
     potential = CompiledPotential(molecule, compile=False)
     assert BoltzmannGenerator.for_molecule(molecule, potential, config=WITH).flow.surroundings is None
+    assert "surroundings=16 has no effect" in caplog.text
+    caplog.clear()
+    BoltzmannGenerator.for_molecule(molecule, potential, config=SMALL)
+    assert "surroundings" not in caplog.text
+
+
+def test_a_heavy_flow_with_placed_hydrogens_has_surroundings(dipeptide, caplog):
+    options = {"config": WITH, "hydrogens": "network"}
+    placed = BoltzmannGenerator.for_molecule(dipeptide.molecule, dipeptide.potential, **options)
+    assert placed.flow.heavy.surroundings is not None
+    assert "surroundings" not in caplog.text
+
+
+def test_cartesian_coordinates_refuse_surroundings(dipeptide):
+    with pytest.raises(ValueError, match="surroundings=16 belongs to coordinates='internal'"):
+        BoltzmannGenerator.for_molecule(dipeptide.molecule, dipeptide.potential, coordinates="cartesian", config=WITH)
 
 
 def test_models_from_before_are_read_as_they_were():
