@@ -46,8 +46,8 @@ def mixture(repetitions: int, seed: int) -> Iterator[Counts]:
     grid = np.linspace(-4.5, 4.5, 10)
     along = [np.diff(norm.cdf(grid[:, None] - MEANS[:, k]), axis=0) for k in (0, 1)]
     plane = -np.log(np.einsum("ik,jk,k->ij", along[0], along[1], SHARES) / (grid[1] - grid[0]) ** 2)
-    _, u_mean, _, u_change = mixture_moments(1.0)
-    hot_log_z, hot_u, hot_x, _ = mixture_moments(TEMPERATURE_RATIO)
+    u_mean = mixture_moments(1.0)[1]
+    hot_log_z, hot_u, hot_x, *_ = mixture_moments(TEMPERATURE_RATIO)
     kelvin = TEMPERATURE_RATIO / fe.temperature.GAS_CONSTANT
     centres = np.array([[-2.0, 0.0], [2.0, 1.0]])
     share_of_cluster = cluster_share(centres)
@@ -79,13 +79,27 @@ def mixture(repetitions: int, seed: int) -> Iterator[Counts]:
         parts = fe.decompose(ens)
         tally(counts, "energy U", parts.energy, u_mean)
         tally(counts, "entropy -TS", parts.minus_temperature_entropy, -u_mean)
-        parts = fe.decompose(hot)
-        hot_entropy = -hot_log_z - hot_u / TEMPERATURE_RATIO
-        tally(counts, f"energy U at {TEMPERATURE_RATIO:g} T", parts.energy, hot_u / TEMPERATURE_RATIO)
-        tally(counts, f"entropy -TS at {TEMPERATURE_RATIO:g} T", parts.minus_temperature_entropy, hot_entropy)
-        parts = fe.decompose(ens, is_right(ens.positions))
-        tally(counts, "energy ΔU of a basin", parts.energy, u_change)
-        tally(counts, "entropy -TΔS of a basin", parts.minus_temperature_entropy, log_odds - u_change)
+        tally(counts, f"energy U at {TEMPERATURE_RATIO:g} T", fe.decompose(hot).energy, hot_u / TEMPERATURE_RATIO)
+    yield counts
+
+
+def basins(repetitions: int, seed: int) -> Iterator[Counts]:
+    """The energy and the entropy of a basin against all else, at either temperature."""
+    generator = mixture_generators()[0]
+    generator.rng.manual_seed(seed + 5)
+    kelvin = TEMPERATURE_RATIO / fe.temperature.GAS_CONSTANT
+    truths = {}
+    for ratio in (1.0, TEMPERATURE_RATIO):
+        *_, u_change, odds = mixture_moments(ratio)
+        truths[ratio] = u_change / ratio, odds
+    counts: Counts = {}
+    for _ in range(repetitions):
+        ens = generator.sample(600)
+        for ratio, at in ((1.0, ens), (TEMPERATURE_RATIO, fe.at_temperature(ens, kelvin).ensemble)):
+            energy, odds = truths[ratio]
+            parts = fe.decompose(at, is_right(at.positions))
+            tally(counts, f"energy ΔU at {ratio:g} T", parts.energy, energy)
+            tally(counts, f"entropy -TΔS at {ratio:g} T", parts.minus_temperature_entropy, odds - energy)
     yield counts
 
 
@@ -149,5 +163,14 @@ def harmonic(repetitions: int, seed: int) -> Iterator[Counts]:
                 known.centre,
             )
             tally(counts, "ΔF of a region", ens.free_energy({"near": known.region})["near"], known.odds)
+    yield counts
+
+
+def harmonic_basins(repetitions: int, seed: int) -> Iterator[Counts]:
+    """The free energy of one basin less that of another, by expressions that overlap."""
+    generator, known = harmonic_generator(seed + 1)
+    counts: Counts = {}
+    for block in blocks(repetitions, 100):
+        for ens in pieces(generator.sample(600 * len(block)), 600):
             tally(counts, "ΔF between two basins", fe.basin_difference(ens, known.region, known.far), known.difference)
     yield counts

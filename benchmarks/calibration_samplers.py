@@ -37,47 +37,53 @@ def poor_generator() -> BoltzmannGenerator:
 
 
 def particles(repetitions: int, seed: int) -> Iterator[Counts]:
-    """Sequential Monte Carlo and annealed importance sampling, on a given path and on one that a pilot chooses."""
-    given: dict[str, Any] = {"schedule": [0.15, 0.4, 0.7, 1.0], "n_leapfrog": 2}
-    chosen: dict[str, Any] = {"moves": "langevin", "n_moves": 2}
+    """Sequential Monte Carlo and annealed importance sampling along a given path."""
+    yield annealed(repetitions, seed, schedule=[0.15, 0.4, 0.7, 1.0], n_leapfrog=2)
+
+
+def piloted_particles(repetitions: int, seed: int) -> Iterator[Counts]:
+    """The same with Langevin moves, along a path that a pilot chooses."""
+    yield annealed(repetitions, seed, moves="langevin", n_moves=2, conditional_ess=0.8)
+
+
+def annealed(repetitions: int, seed: int, **options: Any) -> Counts:
+    """log Z and a free energy of either sampler."""
     counts: Counts = {}
-    for name, options in (
-        ("sequential Monte Carlo", {**given, "resample_below": 0.7}),
-        ("annealed importance sampling", {**given, "resample_below": 0.0}),
-        ("SMC, path by a pilot, Langevin", {**chosen, "resample_below": 0.7}),
-        ("AIS, path by a pilot, Langevin", {**chosen, "resample_below": 0.0}),
-    ):
+    for name, below in (("sequential Monte Carlo", 0.7), ("annealed importance sampling", 0.0)):
+        options["resample_below"] = below
         for block in blocks(repetitions, 500):
             n_repeats = N_REPEATS * len(block)
             whole = annealed_importance(poor_generator(), N_PARTICLES, n_repeats, seed=seed + block[0], **options)
             for one in pieces(whole, N_REPEATS * N_PARTICLES):
                 tally(counts, f"log Z, {name}", one.log_z, 0.0)
                 tally(counts, f"ΔF, {name}", fe.free_energy_of(one, is_right(one.positions)), LOG_ODDS)
-    yield counts
+    return counts
 
 
 def chains(repetitions: int, seed: int) -> Iterator[Counts]:
-    """Chains whose proposals are the samples of a generator, with local moves or without."""
+    """Chains whose proposals are the samples of a generator."""
     counts: Counts = {}
-    for name, n_chains, n_rounds, n_local in (
-        ("40 chains", 40, 60, 0),
-        ("one chain", 1, 2500, 0),
-        ("40 chains, local moves", 40, 60, 1),
-    ):
-        options = {"n_local": n_local, "n_leapfrog": 2}
-        for one in repeated(flow_chains, poor_generator, n_chains, n_rounds, repetitions, seed + 7, **options):
+    for name, n_chains, n_rounds in (("40 chains", 40, 60), ("one chain", 1, 2500)):
+        for one in repeated(flow_chains, poor_generator, n_chains, n_rounds, repetitions, seed + 7, n_local=0):
             count_mixture(counts, name, one)
     yield counts
 
 
+def moving_chains(repetitions: int, seed: int) -> Iterator[Counts]:
+    """The same with local moves."""
+    counts: Counts = {}
+    for one in repeated(flow_chains, poor_generator, 40, 40, repetitions, seed + 7, n_leapfrog=2):
+        count_mixture(counts, "40 chains", one)
+    yield counts
+
+
 def latent(repetitions: int, seed: int) -> Iterator[Counts]:
-    """Chains among the base variables of a curved flow, with each kind of local move, and without."""
+    """Chains among the base variables of a curved flow, with each kind of local move."""
     counts: Counts = {}
     for name, n_chains, n_rounds, options in (
-        ("40 chains", 40, 60, {"n_local": 0}),
-        ("40 chains, hmc", 40, 60, {"n_leapfrog": 2}),
-        ("40 chains, langevin", 40, 60, {"moves": "langevin"}),
-        ("40 chains, autoregressive", 40, 60, {"moves": "autoregressive"}),
+        ("40 chains, hmc", 40, 40, {"n_leapfrog": 2}),
+        ("40 chains, langevin", 40, 40, {"moves": "langevin"}),
+        ("40 chains, autoregressive", 40, 40, {"moves": "autoregressive"}),
         ("one chain, langevin", 1, 1500, {"moves": "langevin"}),
     ):
         for one in repeated(latent_chains, curved_generator, n_chains, n_rounds, repetitions, seed + 13, **options):

@@ -84,10 +84,10 @@ def right_share(scale: float = 1.0) -> float:
     return float(SHARES @ norm.sf(-MEANS[:, 0] / scale))
 
 
-def mixture_moments(ratio: float) -> tuple[float, float, float, float]:
-    """log Z, <u>, <x>, and <u> at x > 0 less <u> elsewhere, of exp(-u/ratio) for the reduced energy u of the mixture.
+def mixture_moments(ratio: float) -> tuple[float, float, float, float, float]:
+    """Of exp(-u/ratio) for the reduced energy u of the mixture, by quadrature on a grid with no point at x = 0.
 
-    By quadrature on a grid with no point at x = 0.
+    log Z, <u>, <x>; and of x > 0 against all else the difference of <u>, and -ln of the odds.
     """
     axis = np.linspace(-12, 12, 960)
     grid = torch.as_tensor(np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 1, 2))
@@ -95,7 +95,8 @@ def mixture_moments(ratio: float) -> tuple[float, float, float, float]:
     w, x = np.exp(-u / ratio), grid[:, 0, 0].numpy()
     z = w.sum() * (axis[1] - axis[0]) ** 2
     right, left = (np.average(u[side], weights=w[side]) for side in (x > 0, x < 0))
-    return math.log(z), float(w @ u / w.sum()), float(w @ x / w.sum()), float(right - left)
+    odds = -math.log(w[x > 0].sum() / w[x < 0].sum())
+    return math.log(z), float(w @ u / w.sum()), float(w @ x / w.sum()), float(right - left), odds
 
 
 def cluster_share(centres: np.ndarray) -> float:
