@@ -113,13 +113,23 @@ def _short(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
+    started = False
+
+    def work() -> None:
+        nonlocal started
+        from boltzgen.output_files import OutputFolder
+
+        OutputFolder(options.out, resume=True).claim()
+        started = True
+        run_command(options, words, _say, _murmur)
+
     def refuse(error: BoltzgenError) -> tuple[str, int]:
-        if isinstance(error, CheckpointError | OutputError):
+        if isinstance(error, CheckpointError) or (isinstance(error, OutputError) and not started):
             return f"{_one_line(error)} (choose another folder with --out)", WRONG_INPUT
         return _one_line(error), FAILED
 
     return _guarded(
-        lambda: run_command(options, words, _say, _murmur),
+        work,
         refuse,
         lambda: _complain("what is finished is kept. Go on with the same command", kind=""),
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from boltzgen.errors import OutputError
 
-__all__ = ["OutputFolder", "explain_os_error", "write_bytes", "write_json"]
+__all__ = ["OutputFolder", "check_writable", "explain_os_error", "write_bytes", "write_json"]
 
 
 class OutputFolder:
@@ -81,6 +81,22 @@ class OutputFolder:
         return self.path / name
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a file that cannot be made where it is meant to be, before any work; nothing is left behind.
+
+    Raises
+    ------
+    OutputError
+        Naming the file and the reason.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} cannot be written: it is a folder")
+    with _explained(path):
+        partial = _partial(path)
+        partial.touch()
+        partial.unlink()
+
+
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
     """Write a file under a temporary name, then rename it: `path` is the old file or the whole new one.
 
@@ -90,7 +106,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
         Naming the file and the reason; the temporary file is gone then.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     with _explained(path):
         try:
             with open(partial, "wb") as file:
@@ -102,6 +118,10 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
             with contextlib.suppress(OSError):
                 partial.unlink()
     return path
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> Path:

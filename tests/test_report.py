@@ -236,7 +236,7 @@ def test_a_failure_leaves_the_old_report_and_nothing_else(tmp_path, lone, result
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
-        with pytest.raises(OutputError, match="No space left"):
+        with pytest.raises(OutputError, match="the disk is full"):
             write_report(path, **parts)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]

@@ -53,6 +53,7 @@ def run_command(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     molecule = read_molecule(options)
     generator = BoltzmannGenerator.for_molecule(molecule, device=device)
+    options.started = True
     found = {name: microseconds(call, n, options.seconds, device) for name, (call, n) in _calls(generator).items()}
     step = found["training step"]
     hours = {name: preset.evaluations * step / 3.6e9 for name, preset in PRESETS.items()}

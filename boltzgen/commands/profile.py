@@ -41,6 +41,7 @@ def run_command(options: argparse.Namespace) -> None:
     path = None if options.out is None else writable_file(options.out, (".png", ".pdf", ".svg", ".csv"))
     found = read_ensemble(options.run).profile(*options.variables, bins=options.bins)
     if path is not None:
+        options.started = True
         _write(found, path)
     if options.json:
         columns = ("free_energy", "low", "high", "probability", "n_samples")

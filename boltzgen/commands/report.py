@@ -52,13 +52,16 @@ def run_command(options: argparse.Namespace) -> None:
 
         summary = None if ensemble.target else shipped_reference(molecule)
         reference = None if summary is None else summary.ramachandran
+    history = read_history(folder / "history.csv", result.get("training_events", []))
+    manifest = _read(folder / "manifest.json")
+    options.started = True
     write_report(
         path,
         molecule=molecule,
         ensemble=ensemble,
-        history=read_history(folder / "history.csv", result.get("training_events", [])),
+        history=history,
         result=result,
-        manifest=_read(folder / "manifest.json"),
+        manifest=manifest,
         reference=reference,
     )
     if options.json:

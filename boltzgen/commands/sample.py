@@ -39,6 +39,7 @@ def run_command(options: argparse.Namespace) -> None:
 
     folder = OutputFolder(options.out)
     generator = read_generator(options.run, options.seed, choose_device(options.device))
+    options.started = True
     ensemble = drawn(generator, options.n)
     folder.claim()
     ensemble.save(folder.path, options.format)

@@ -43,6 +43,7 @@ def run_command(options: argparse.Namespace) -> None:
     potential = choose_potential(molecule)
     chart = CoordinateChart.for_molecule(molecule, potential)
     if folder is not None:
+        options.started = True
         folder.claim()
         _write(molecule, folder)
     if options.json:

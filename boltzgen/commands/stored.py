@@ -34,9 +34,9 @@ MODEL = "model.safetensors"
 EXIT_CODES = """\
 exit codes:
   0    the result is written, whatever its verdict
-  1    the work failed after it had started (a full disk, a training that collapsed); the message says what is left
+  1    the work failed after it had started (a full disk, a training that collapsed)
   2    the input or an option cannot be used; nothing was written
-  130  interrupted by Ctrl-C (143 by SIGTERM); the message says how to go on
+  130  interrupted by Ctrl-C (143 by SIGTERM); where there is something to go on from, the message says how
 """
 
 
@@ -122,11 +122,14 @@ def writable_file(text: str, suffixes: tuple[str, ...]) -> Path:
     Raises
     ------
     OutputError
-        If its ending is none of the known ones, or its folder does not exist.
+        If its ending is none of the known ones, its folder does not exist, or no file can be made there.
     """
+    from boltzgen.output_files import check_writable
+
     path = Path(text)
     if path.suffix.lower() not in suffixes:
         raise OutputError(f"{text}: the name must end in {' or '.join(suffixes)}")
     if not path.absolute().parent.is_dir():
         raise OutputError(f"{text}: there is no folder {path.absolute().parent}")
+    check_writable(path)
     return path

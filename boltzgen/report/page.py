@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from html import escape
 from importlib import resources
@@ -16,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from boltzgen import __version__
 from boltzgen.ensemble import Ensemble
-from boltzgen.errors import OutputError
+from boltzgen.output_files import write_bytes
 from boltzgen.report.html import count, data, duration, interval, number, pairs, scientific, section, signed, table
 
 if TYPE_CHECKING:
@@ -98,7 +96,7 @@ def write_report(
         section("Manifest", _manifest(manifest)),
         section("How it was made", _method(manifest, ensemble)),
     ]
-    return _write_atomically(Path(path), _document(_title(molecule), "".join(sections)))
+    return write_bytes(path, _document(_title(molecule), "".join(sections)).encode())
 
 
 def _title(molecule: Molecule | None) -> str:
@@ -281,19 +279,3 @@ def _method(manifest: Mapping[str, Any], ensemble: Ensemble) -> str:
     dimension = ensemble.unbiased().dimension
     unit = "a unit that is not known" if dimension is None else f"nm to the power {dimension}"
     return line + METHOD.format(weights=weights, unit=unit)
-
-
-def _write_atomically(path: Path, text: str) -> Path:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"the report {path} cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-    return path
