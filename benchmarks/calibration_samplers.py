@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from calibration_counts import Counts, blocks, pieces, tally
 from calibration_targets import (
     MEANS,
@@ -84,7 +85,7 @@ def latent(repetitions: int, seed: int) -> Iterator[Counts]:
         ("40 chains, hmc", 40, 40, {"n_leapfrog": 2}),
         ("40 chains, langevin", 40, 40, {"moves": "langevin"}),
         ("40 chains, autoregressive", 40, 40, {"moves": "autoregressive"}),
-        ("one chain, langevin", 1, 1500, {"moves": "langevin"}),
+        ("one chain, langevin", 1, 1500, {"moves": "langevin", "block_size": 2000}),
     ):
         for one in repeated(latent_chains, curved_generator, n_chains, n_rounds, repetitions, seed + 13, **options):
             count_mixture(counts, name, one)
@@ -109,13 +110,15 @@ def repeated(
     n_rounds: int,
     repetitions: int,
     seed: int,
+    block_size: int = 250,
     **options: Any,
 ) -> Iterator[Ensemble]:
     """Independent repetitions of `n_chains` chains: the chains of a run know nothing of each other but step sizes."""
-    for block in blocks(repetitions, 250):
+    for block in blocks(repetitions, block_size):
         whole = sampler(generator(), n_chains * len(block), n_rounds, seed=seed + block[0], burn_in=0.2, **options)
+        samples = np.arange(len(whole)).reshape(-1, len(block), n_chains)  # round by round
         for k in range(len(block)):
-            yield whole[(whole.groups >= k * n_chains) & (whole.groups < (k + 1) * n_chains)]
+            yield whole[samples[:, k].ravel()]
 
 
 def count_mixture(counts: Counts, name: str, ensemble: Ensemble) -> None:
