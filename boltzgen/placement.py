@@ -1,4 +1,4 @@
-"""Hydrogens as a function of the heavy atoms: training the network on energies, and what this target does to a result.
+"""Hydrogens as a function of the heavy atoms: what this target does to a result; `placement_training` has the network.
 
 A generator with ``hydrogens="network"`` or ``"minimized"`` has the target exp(-U(h(x_C))/kT) on the heavy atoms x_C
 alone: `PlacedPotential` is that U(h(x_C)), for samplers and anything else that takes a potential. The target differs
@@ -9,8 +9,7 @@ appendix E); `with_placed_hydrogens` shows by how much, on samples of the latter
 from __future__ import annotations
 
 import copy
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,12 +19,16 @@ from torch import Tensor
 from boltzgen.energy.base import BatchedPotential, RawEvaluation
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import StructureError
-from boltzgen.flows.hydrogen_minimization import minimized_variables
-from boltzgen.flows.hydrogen_placement import HydrogenFlow, HydrogenNetwork
+from boltzgen.flows.hydrogen_placement import HydrogenFlow
 from boltzgen.flows.molecular import MolecularFlow
 from boltzgen.flows.placed import PlacedFlow
-from boltzgen.sampling.run import Progress, progress_steps
-from boltzgen.training import CAP_ABOVE_MEDIAN, MAX_GRADIENT_NORM, soft_cap
+from boltzgen.placement_training import (
+    PlacementAccuracy,
+    PlacementTraining,
+    fixed_hydrogens,
+    placement_accuracy,
+    train_placement,
+)
 
 if TYPE_CHECKING:
     from boltzgen.generator import BoltzmannGenerator
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PlacedPotential",
     "PlacementAccuracy",
+    "PlacementTraining",
     "hydrogen_density",
     "placement_accuracy",
     "regenerated",
@@ -41,141 +45,6 @@ __all__ = [
 ]
 
 BATCH = 1024
-
-
-@dataclass(frozen=True)
-class PlacementAccuracy:
-    """How far hydrogens lie from their energy minimum, over heavy-atom configurations.
-
-    The minimum is the one that minimisation from the placed hydrogens leads to.
-
-    Attributes
-    ----------
-    n, n_clashing : int
-        Configurations, and those left out because even their minimum lies more than 100 kT above the median.
-    rms_nm : float
-        Root mean square distance of a hydrogen from where it is at the minimum.
-    mean_excess, median_excess, worst_excess : float
-        Energy above the minimum, in kT.
-    kT : float
-        kJ/mol.
-    """
-
-    n: int
-    n_clashing: int
-    rms_nm: float
-    mean_excess: float
-    median_excess: float
-    worst_excess: float
-    kT: float
-
-    def __str__(self) -> str:
-        return (
-            f"hydrogens {self.rms_nm * 1000:.2f} pm (rms) from their minimum; {self.mean_excess:.3f} kT above it "
-            f"on average, {self.median_excess:.3f} kT in the median, {self.worst_excess:.2f} kT at most "
-            f"({self.n:,} configurations; {self.n_clashing:,} left out, whose minimum is a clash)"
-        )
-
-
-def train_placement(
-    generator: BoltzmannGenerator,
-    heavy: Any = None,
-    *,
-    n_steps: int = 2000,
-    batch_size: int = 256,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-    progress: bool | Progress = False,
-) -> PlacementAccuracy:
-    """Train the network that places hydrogens to minimise their energy; the heavy-atom flow is left alone.
-
-    Minimises the mean of U over heavy-atom configurations, with the same cap above the batch median as other losses
-    have, so that clashes between heavy atoms do not take over.
-
-    Parameters
-    ----------
-    generator : BoltzmannGenerator
-        With ``hydrogens="network"``.
-    heavy : mdtraj.Trajectory, Ensemble, or (n, N, 3) array or tensor in nm, optional
-        Configurations whose heavy atoms are used; drawn from the generator at every step if absent. Of an untrained
-        generator many of these clash: train on data, or once the heavy atoms are trained.
-    n_steps : int
-        Steps of Adam, with the learning rate falling to zero on a cosine.
-    seed : int
-        Of the choice among the given configurations.
-    progress : bool or callable
-        Show a progress bar, or wrap the steps with this.
-
-    Returns
-    -------
-    PlacementAccuracy
-        On 1,000 configurations of the same origin.
-
-    Raises
-    ------
-    StructureError
-        If the generator has no network that places hydrogens.
-    """
-    flow = generator.flow
-    if not isinstance(flow, PlacedFlow) or not isinstance(flow.hydrogens, HydrogenNetwork):
-        raise StructureError("only a generator with hydrogens='network' has a placement to train")
-    data = None if heavy is None else _heavy_atoms(generator, heavy)
-    rng = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(flow.hydrogens.network.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-    for _ in progress_steps(n_steps, progress, "placement of hydrogens"):
-        batch = _batch(generator, data, batch_size, rng)
-        energy = generator.potential(flow.hydrogens.sample(batch)[0]) / generator.kT
-        finite = torch.isfinite(energy)
-        if not bool(finite.any()):
-            continue
-        loss = soft_cap(energy[finite]).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(flow.hydrogens.network.parameters(), MAX_GRADIENT_NORM)
-        if torch.isfinite(norm):
-            optimizer.step()
-        schedule.step()
-    return placement_accuracy(generator, _batch(generator, data, 1000, rng))
-
-
-def placement_accuracy(generator: BoltzmannGenerator, heavy: Tensor) -> PlacementAccuracy:
-    """Compare where hydrogens are placed with the minimum next to it.
-
-    Parameters
-    ----------
-    generator : BoltzmannGenerator
-        With ``hydrogens="network"`` or ``"minimized"``.
-    heavy : (n, n_heavy, 3) tensor
-        nm.
-
-    Raises
-    ------
-    StructureError
-        If hydrogens are not a function of the heavy atoms, or every configuration clashes.
-    """
-    flow = _fixed(generator)
-    variables = flow.hydrogens.variables
-    with torch.no_grad():
-        placed = flow.hydrogens.sample(heavy, None)[0].double()
-    best = minimized_variables(variables, generator.potential, generator.kT, heavy, start=placed)
-    lowest = generator.potential(best) / generator.kT
-    excess = generator.potential(placed) / generator.kT - lowest
-    usable = torch.isfinite(excess) & (lowest < lowest.nanmedian() + CAP_ABOVE_MEDIAN)
-    hydrogens = [i for i in range(flow.n_atoms) if i not in set(flow.heavy_atoms.tolist())]
-    square = (placed - best)[usable][:, hydrogens].square().sum(2).mean()
-    values = excess[usable]
-    if not len(values):
-        raise StructureError("no configuration has a finite energy: the heavy atoms clash")
-    return PlacementAccuracy(
-        n=len(values),
-        n_clashing=int((~usable).sum()),
-        rms_nm=math.sqrt(float(square)),
-        mean_excess=float(values.mean()),
-        median_excess=float(values.median()),
-        worst_excess=float(values.max()),
-        kT=generator.kT,
-    )
 
 
 class PlacedPotential(BatchedPotential):
@@ -208,7 +77,7 @@ class PlacedPotential(BatchedPotential):
     name = "hydrogens placed"
 
     def __init__(self, generator: BoltzmannGenerator) -> None:
-        flow = _fixed(generator)
+        flow = fixed_hydrogens(generator)
         super().__init__(len(flow.heavy_atoms))
         self.atoms = flow.heavy_atoms.cpu().numpy()
         self.target: str = flow.hydrogens.target
@@ -321,7 +190,7 @@ def with_placed_hydrogens(
     ----------
     Felardos, Hénin, Charpiat (2022), equation 32.
     """
-    flow = _fixed(generator)
+    flow = fixed_hydrogens(generator)
     if ensemble.energies is None:
         raise ValueError("the ensemble has no energies to compare with")
     device, dtype = generator.device, next(flow.parameters()).dtype
@@ -343,28 +212,3 @@ def with_placed_hydrogens(
         target=flow.hydrogens.target,
         dimension=None if ensemble.dimension is None else ensemble.dimension - flow.chart.dimension_of_hydrogens,
     )
-
-
-def _fixed(generator: BoltzmannGenerator) -> PlacedFlow:
-    flow = generator.flow
-    if not isinstance(flow, PlacedFlow) or flow.is_exact:
-        raise StructureError("only generators with hydrogens='network' or 'minimized' place hydrogens")
-    return flow
-
-
-def _heavy_atoms(generator: BoltzmannGenerator, source: Any) -> Tensor:
-    flow = _fixed(generator)
-    values = source.positions if isinstance(source, Ensemble) else getattr(source, "xyz", source)
-    positions = torch.as_tensor(values).to(next(flow.parameters()))
-    if positions.ndim != 3 or tuple(positions.shape[1:]) != (flow.n_atoms, 3) or not len(positions):
-        raise StructureError(f"the data have shape {tuple(positions.shape)}; needed is (n, {flow.n_atoms}, 3) in nm")
-    return positions[:, flow.heavy_atoms]
-
-
-def _batch(generator: BoltzmannGenerator, data: Tensor | None, n: int, rng: torch.Generator) -> Tensor:
-    """Heavy atoms (n, n_heavy, 3)."""
-    if data is not None:
-        return data[torch.randint(len(data), (n,), generator=rng).to(data.device)]
-    with torch.no_grad():
-        heavy: Tensor = _fixed(generator).heavy.sample_and_log_prob(n, generator.rng)[0]
-    return heavy

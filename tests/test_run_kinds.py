@@ -20,6 +20,7 @@ from boltzgen.placement import PlacementAccuracy
 from boltzgen.run import RunOptions, execute, prepare, run
 from boltzgen.run import pipeline as run_module
 from boltzgen.run.answer import ONE_BASIN, UNCHECKED, Recheck, final_verdict
+from boltzgen.run.checkpoints import load_checkpoint
 from boltzgen.run.comparison import Comparison
 from boltzgen.run.schedules import MINIMIZATION, PLACEMENT_BATCH, make_schedule
 
@@ -77,12 +78,14 @@ def test_the_network_is_trained_before_the_heavy_atoms(network_run, options):
 
 
 def test_a_network_run_goes_on_as_if_never_stopped(network_run, options, tmp_path, monkeypatch):
+    n_placement = make_schedule(10_000, 300.0, hydrogens="network").placement_steps
+
     class SignalInThirdStep(Interrupts):
         asked = 0
 
         def requested(self):
-            self.asked += 1
-            if self.asked == 3:
+            SignalInThirdStep.asked += 1
+            if SignalInThirdStep.asked == n_placement + 3:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().requested()
 
@@ -98,6 +101,38 @@ def test_a_network_run_goes_on_as_if_never_stopped(network_run, options, tmp_pat
     assert result.values["energy_evaluations"] == network_run[0].values["energy_evaluations"]
     with pytest.raises(BoltzgenError, match="hydrogens is network there and flow here"):
         prepare(replace(again, hydrogens="flow", resume=True))
+
+
+def test_a_network_run_goes_on_in_the_middle_of_the_placement(network_run, options, tmp_path, monkeypatch):
+    """To the last bit what an unbroken run gives, interrupted before the heavy atoms took a step."""
+
+    class SignalInSeventhStep(Interrupts):
+        asked = 0
+
+        def requested(self):
+            self.asked += 1
+            if self.asked == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().requested()
+
+    again = replace(options, hydrogens="network", out=tmp_path / "run")
+    n_steps = make_schedule(10_000, 300.0, hydrogens="network").placement_steps
+    monkeypatch.setattr(run_module, "Interrupts", SignalInSeventhStep)
+    with pytest.raises(RunInterrupted):
+        execute(prepare(again))
+    stored = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert stored.step == 0
+    assert stored.placement["step"] == 6 < n_steps
+    monkeypatch.setattr(run_module, "Interrupts", Interrupts)
+    said = []
+    result = execute(prepare(replace(again, resume=True)), said.append)
+    left = (n_steps - 6) * PLACEMENT_BATCH
+    assert f"training the placement of hydrogens: {left:,} energy evaluations" in said
+    whole = load_generator(network_run[0].folder / "model.safetensors")
+    for name, value in whole.flow.state_dict().items():
+        assert torch.equal(value, result.generator.flow.state_dict()[name]), name
+    assert result.values["energy_evaluations"] == network_run[0].values["energy_evaluations"]
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt").placement["step"] == n_steps
 
 
 def test_minimisation_is_paid_from_the_budget(options, tmp_path):

@@ -19,6 +19,7 @@ from boltzgen import __version__
 from boltzgen.errors import CheckpointError
 from boltzgen.generator_description import describe
 from boltzgen.output_files import explain_os_error, write_bytes
+from boltzgen.placement_training import PlacementTraining
 from boltzgen.training import Training
 
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
@@ -40,6 +41,8 @@ class Checkpoint:
         The generator, as `boltzgen.generator_description.describe` gives it.
     training : dict
         State of the `Training`.
+    placement : dict or None
+        State of the `PlacementTraining`, where a network places hydrogens.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class Checkpoint:
     description: str
     arrays: dict[str, Tensor]
     training: dict[str, Any]
+    placement: dict[str, Any] | None = None
 
     @property
     def step(self) -> int:
@@ -84,7 +88,12 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} does not fit this training: {error}") from error
 
 
-def save_checkpoint(path: str | os.PathLike[str], training: Training, identity: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    training: Training,
+    identity: Mapping[str, Any],
+    placement: PlacementTraining | None = None,
+) -> Path:
     """Write the whole state of a training; the file is the old one or the whole new one.
 
     All processes of a training must call this: the first writes.
@@ -95,6 +104,8 @@ def save_checkpoint(path: str | os.PathLike[str], training: Training, identity: 
     training : Training
     identity : {name: number or string}
         Compared by `Checkpoint.check`.
+    placement : PlacementTraining, optional
+        What comes before the training, where a network places hydrogens.
 
     Raises
     ------
@@ -113,6 +124,7 @@ def save_checkpoint(path: str | os.PathLike[str], training: Training, identity: 
         "description": description,
         "arrays": arrays,
         "training": state,
+        "placement": None if placement is None else placement.state_dict(),
     }
     buffer = io.BytesIO()  # torch.save into a file does not say why it failed
     torch.save(content, buffer)
@@ -146,7 +158,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"{content.get('boltzgen_version')}; this is boltzgen {__version__}, which reads version {FORMAT_VERSION}"
         )
     try:
-        return Checkpoint(path, content["identity"], content["description"], content["arrays"], content["training"])
+        return Checkpoint(
+            path=path,
+            identity=content["identity"],
+            description=content["description"],
+            arrays=content["arrays"],
+            training=content["training"],
+            placement=content.get("placement"),
+        )
     except KeyError as error:
         raise CheckpointError(f"the checkpoint {path} is damaged: {error} is missing") from error
 

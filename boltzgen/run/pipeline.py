@@ -17,24 +17,23 @@ from boltzgen.diagnostics import Verdict
 from boltzgen.energy import CompiledPotential
 from boltzgen.energy import potential as choose_potential
 from boltzgen.energy.base import Potential
-from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.generator_description import rebuild
 from boltzgen.interrupts import Interrupts, RunInterrupted
 from boltzgen.molecule import Molecule
 from boltzgen.output_files import OutputFolder, write_json
-from boltzgen.placement import PlacementAccuracy, placement_accuracy, train_placement
-from boltzgen.progress import Progress, shown_steps
+from boltzgen.placement_training import PlacementTraining
+from boltzgen.progress import Progress
 from boltzgen.report import write_report
-from boltzgen.run import manifest, references
+from boltzgen.run import manifest, placements, references
 from boltzgen.run.answer import ONE_BASIN, final_verdict, recheck_energies, result_values
 from boltzgen.run.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from boltzgen.run.comparison import compare
 from boltzgen.run.files import drawn, write_history
 from boltzgen.run.options import RunOptions, check_kinds_of_run, choose_basins, choose_device
 from boltzgen.run.results import RunResult, TrainResult
-from boltzgen.run.schedules import PLACEMENT_BATCH, Schedule, make_schedule, parse_budget
+from boltzgen.run.schedules import Schedule, make_schedule, parse_budget
 from boltzgen.sampling import SamplingRun
 from boltzgen.training import Training
 from boltzgen.training.processes import Processes, start_processes
@@ -44,7 +43,6 @@ __all__ = ["CHECKPOINT", "PreparedRun", "RunOptions", "RunResult", "TrainResult"
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
-N_PLACEMENT = 1000  # samples whose hydrogens are compared with their minimum
 # torch.compile takes 10-40 s; below this many evaluations it does not pay on a CPU. It is decided once, not during the
 # training, so that a resumed training computes the very same numbers.
 COMPILE_FROM = 10_000_000
@@ -66,6 +64,7 @@ class PreparedRun:
     training: Training
     identity: dict[str, Any]
     started: float
+    placement: PlacementTraining | None = None
     seconds_before: float = 0.0
 
     @property
@@ -122,12 +121,16 @@ def prepare(options: RunOptions, say: Say | None = None) -> PreparedRun:
         say(note)
     if processes.is_first:
         folder.claim()
-    training = _training(generator, schedule, basins, folder / CHECKPOINT, identity)
+    placement = placements.training_of(generator, schedule, options.seed)
+    training = _training(generator, schedule, basins, folder / CHECKPOINT, identity, placement)
     if checkpoint is not None:
         checkpoint.restore(training)
+        if placement is not None and checkpoint.placement is not None:
+            placement.load_state_dict(checkpoint.placement)
         say(f"going on from step {training.step:,} of {training.n_steps:,}")
     return PreparedRun(
-        options, folder, molecule, basins, schedule, generator, training, identity, started, training.seconds
+        *(options, folder, molecule, basins, schedule, generator, training, identity, started, placement),
+        seconds_before=training.seconds,
     )
 
 
@@ -214,19 +217,20 @@ def _generator(
 
 
 def _training(
-    generator: BoltzmannGenerator, schedule: Schedule, basins: dict[str, str], path: Path, identity: dict[str, Any]
+    generator: BoltzmannGenerator,
+    schedule: Schedule,
+    basins: dict[str, str],
+    path: Path,
+    identity: dict[str, Any],
+    placement: PlacementTraining | None,
 ) -> Training:
     return Training(
         generator,
         list(schedule.stages),
         batch_size=schedule.batch_size,
         basins=basins,
-        on_checkpoint=lambda training: _checkpoint(path, training, identity),
+        on_checkpoint=lambda training: save_checkpoint(path, training, identity, placement),
     )
-
-
-def _checkpoint(path: Path, training: Training, identity: dict[str, Any]) -> None:
-    save_checkpoint(path, training, identity)
 
 
 def _notes(generator: BoltzmannGenerator) -> list[str]:
@@ -241,19 +245,23 @@ def _notes(generator: BoltzmannGenerator) -> list[str]:
 
 def _train_placement(prepared: PreparedRun, say: Say) -> None:
     """Teach a network where hydrogens go, before the first step of the heavy atoms: it is part of their target."""
-    schedule = prepared.schedule
-    if not schedule.placement_steps or prepared.training.step:
+    placement, training = prepared.placement, prepared.training
+    if placement is None or placement.is_done or training.step:
         return
-    say(f"training the placement of hydrogens: {schedule.placement_steps * PLACEMENT_BATCH:,} energy evaluations")
-    found = train_placement(
-        prepared.generator,
-        n_steps=schedule.placement_steps,
-        batch_size=PLACEMENT_BATCH,
-        seed=prepared.options.seed,
-        progress=lambda steps: shown_steps(steps, "placement of hydrogens"),
+    left = (placement.n_steps - placement.step) * placement.batch_size
+    say(f"training the placement of hydrogens: {left:,} energy evaluations")
+    agree = training.processes.agree
+    save = lambda: save_checkpoint(prepared.checkpoint, training, prepared.identity, placement)
+    with Interrupts() as interrupts:
+        stop = lambda: agree(interrupts.requested())
+        placement.run(lambda steps: placements.kept(steps, stop, save, training.checkpoint_seconds, agree))
+    if not placement.is_done:
+        save()
+        raise RunInterrupted(interrupts.received or signal.SIGINT, prepared.checkpoint)
+    say(str(placement.accuracy()))
+    prepared.training = _training(
+        *(prepared.generator, prepared.schedule, prepared.basins, prepared.checkpoint, prepared.identity, placement)
     )
-    say(str(found))
-    prepared.training = _training(prepared.generator, schedule, prepared.basins, prepared.checkpoint, prepared.identity)
 
 
 def _train(prepared: PreparedRun, say: Say) -> None:
@@ -277,7 +285,7 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
     ensemble = drawn(generator, options.n_samples)
     ensemble.save(folder.path)
     recheck = recheck_energies(ensemble, seed=options.seed)
-    placement = _placement_of(generator, ensemble, options.seed)
+    placement = placements.accuracy_of(generator, ensemble, options.seed)
     counts = generator.potential.counts.__getstate__()
     free_energies = ensemble.free_energy(prepared.basins)
     shipped = references.shipped(generator, prepared.basins, options.omega)
@@ -307,14 +315,6 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
     result = RunResult(folder.path, values, generator, ensemble, prepared.training.history, reference)
     _write(prepared, result)
     return result
-
-
-def _placement_of(generator: BoltzmannGenerator, ensemble: Ensemble, seed: int) -> PlacementAccuracy | None:
-    """How far a network places the hydrogens of weighted samples from their minimum; None for other kinds."""
-    if generator.kinds["hydrogens"] != "network":
-        return None
-    heavy = ensemble.resample(N_PLACEMENT, seed).positions[:, ensemble.require_molecule().heavy_atoms]
-    return placement_accuracy(generator, torch.as_tensor(heavy, device=generator.device))
 
 
 def _reference(prepared: PreparedRun, say: Say) -> SamplingRun:

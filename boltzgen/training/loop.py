@@ -105,7 +105,7 @@ class Training:
         compile: bool | str = "auto",
         record_every: int = 25,
         on_record: Callable[[dict[str, Any], Training], None] | None = None,
-        on_checkpoint: Callable[[Training], None] | None = None,
+        on_checkpoint: Callable[[Training], object] | None = None,
         checkpoint_seconds: float = 60.0,
     ) -> None:
         self.losses = {stage.loss: data_free_loss(stage.loss, observable is not None) for stage in stages}
