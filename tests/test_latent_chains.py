@@ -1,6 +1,8 @@
 """Chains in latent space: detailed balance, known populations on lines and circles, honest costs."""
 
 import math
+import os
+import signal
 import sys
 
 import numpy as np
@@ -15,7 +17,7 @@ from boltzgen.errors import EstimateError, PotentialError
 from boltzgen.flows.base import Base
 from boltzgen.flows.cartesian import CartesianFlow
 from boltzgen.generator import BoltzmannGenerator
-from boltzgen.sampling import latent_chains
+from boltzgen.sampling import flow_chains, latent_chains
 from boltzgen.sampling.latent_moves import KINDS, LatentSpace, LatentState
 from boltzgen.sampling.run import generator as seeded
 
@@ -190,6 +192,31 @@ def test_molecules_stay_in_their_domain(generator):
     assert ensemble.molecule is generator.molecule
     assert ensemble.record["accepted"]["local"] > 0.1
     assert np.median(ensemble.energies) < np.median(generator.energies(generator.sample(500).positions)) - 10
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("sampler", [latent_chains, flow_chains])
+def test_ctrl_c_ends_chains_with_what_they_have(sampler):
+    """A signal in the middle of an evaluation: the round is finished, and what was kept is an ensemble."""
+    well, calls = DoubleWell(), []
+
+    def energy(x):
+        calls.append(len(x))
+        if len(calls) == 60:
+            os.kill(os.getpid(), signal.SIGINT)
+        return well(x)
+
+    before = signal.getsignal(signal.SIGINT)
+    generator = BoltzmannGenerator(curved_flow(), FunctionPotential(energy, 1, dimension=3), kT=1.0)
+    ensemble = sampler(generator, 20, 100, n_local=0, progress=True, seed=3)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert ensemble.record["ended_early"]
+    assert 30 * 20 < len(ensemble) < 45 * 20  # about 60 rounds, of which twenty are burn-in
+    assert ensemble.sampling.n_groups == 20
+    assert 0 < ensemble.record["accepted"]["independent"] < 1
+    calls[:] = [0] * 50  # ten evaluations before the signal: still in the burn-in
+    with pytest.raises(PotentialError, match="burn_in leaves out"):
+        sampler(generator, 20, 100, n_local=0, progress=True, seed=3)
 
 
 def test_states_are_picked_whole():

@@ -79,6 +79,8 @@ def annealed_importance(
         nm, to start tuning from; 2e-3 for molecules and 0.3 otherwise if absent.
     seed : int
     progress : bool or callable
+        Show a progress bar, or wrap the places with this. Particles on the way are samples of nothing yet, so Ctrl-C
+        leaves none: make a long run of short ones with seeds of their own, and join them (`Ensemble.concatenate`).
 
     Returns
     -------

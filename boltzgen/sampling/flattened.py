@@ -25,7 +25,7 @@ from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
 from boltzgen.sampling.langevin import BatchedLangevin, LayoutForces, counted, layout_forces, relax
 from boltzgen.sampling.particles import Particles, particle_numbers
-from boltzgen.sampling.run import Progress, SamplingRun, generator, in_femtoseconds, progress_steps
+from boltzgen.sampling.run import Progress, SamplingRun, generator, in_femtoseconds, interruptible_steps
 
 __all__ = ["BiasedEnergy", "TorsionBias", "flattened_sampling", "heavy_hydrogens", "learn_bias", "torsion_angles"]
 
@@ -198,15 +198,16 @@ def learn_bias(
     walkers = _walkers(particles, energy, start, n_walkers, time_step, friction, seed, device_of(potential))
     kernel = _gaussian_kernel(grid_size, width)
     kT = molecule.kT
-    for _ in progress_steps(n_steps // deposit_interval, progress, "learning the bias"):
-        walkers.run(deposit_interval)
-        angles = torsion_angles(walkers.positions, energy.torsions).cpu().numpy()
-        cell = np.round(angles / 360 * grid_size).astype(int) % grid_size
-        scale = height * kT * np.exp(-grid[cell[0], cell[1]] / (kT * (bias_factor - 1)))
-        counts = np.zeros_like(grid)
-        np.add.at(counts, (cell[0], cell[1]), scale)
-        grid += np.fft.irfft2(np.fft.rfft2(counts) * kernel, s=grid.shape)
-        energy.set_grid(grid)
+    with interruptible_steps(n_steps // deposit_interval, progress, "learning the bias") as steps:
+        for _ in steps:
+            walkers.run(deposit_interval)
+            angles = torsion_angles(walkers.positions, energy.torsions).cpu().numpy()
+            cell = np.round(angles / 360 * grid_size).astype(int) % grid_size
+            scale = height * kT * np.exp(-grid[cell[0], cell[1]] / (kT * (bias_factor - 1)))
+            counts = np.zeros_like(grid)
+            np.add.at(counts, (cell[0], cell[1]), scale)
+            grid += np.fft.irfft2(np.fft.rfft2(counts) * kernel, s=grid.shape)
+            energy.set_grid(grid)
     return TorsionBias(bias.atoms, grid - grid.min())
 
 
@@ -261,14 +262,18 @@ def flattened_sampling(
     frames: list[np.ndarray] = []
     offsets: list[np.ndarray] = []
     totals: list[np.ndarray] = []
-    n_rounds = max(n_steps // save_interval, 1)
-    for round_ in progress_steps(n_rounds, progress, "flattened sampling"):
-        walkers.run(save_interval)
-        if round_ >= burn_in * n_rounds:
-            frame = particles.all_atoms(walkers.frames())
-            frames.append(frame.cpu().numpy())
-            offsets.append(bias.energy(frame).cpu().numpy())
-            totals.append(walkers.energies.cpu().numpy())
+    n_rounds, done = max(n_steps // save_interval, 1), 0
+    with interruptible_steps(n_rounds, progress, "flattened sampling") as rounds:
+        for round_ in rounds:
+            walkers.run(save_interval)
+            done = round_ + 1
+            if round_ >= burn_in * n_rounds:
+                frame = particles.all_atoms(walkers.frames())
+                frames.append(frame.cpu().numpy())
+                offsets.append(bias.energy(frame).cpu().numpy())
+                totals.append(walkers.energies.cpu().numpy())
+    if not frames:
+        raise PotentialError("no frame was saved: too few steps for save_interval and burn_in")
     bias_energy, positions = np.concatenate(offsets), np.concatenate(frames)
     metric = particles.log_metric(positions)
     return SamplingRun(
@@ -284,7 +289,8 @@ def flattened_sampling(
         method="flattened torsions, static bias, reweighted",
         evaluations=particles.evaluations - before,
         seconds=time.perf_counter() - begin,
-        n_steps=n_rounds * save_interval,
+        n_steps=done * save_interval,
+        ended_early=done < n_rounds,
         time_step=in_femtoseconds(time_step),
         seed=seed,
         mass_metric=float(metric.std()),

@@ -16,7 +16,7 @@ from boltzgen.energy.orientation import log_rigid_integral
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
 from boltzgen.sampling.hybrid_moves import HamiltonianMoves, PathState, TargetPath, move_masses
-from boltzgen.sampling.run import Progress, progress_steps
+from boltzgen.sampling.run import Progress, interruptible_steps
 from boltzgen.sampling.run import generator as seeded
 
 if TYPE_CHECKING:
@@ -56,12 +56,14 @@ def flow_chains(
         Share of the rounds whose states are left out; step sizes are tuned in the first half of them only.
     seed : int
     progress : bool or callable
+        Show a progress bar, where the first Ctrl-C ends the chains with what they have; or wrap the rounds with this,
+        which may end them early too.
 
     Returns
     -------
     Ensemble
         Of kind "chain" with one group for each chain, in the order of time; `record` holds how many proposals of
-        either kind were accepted.
+        either kind were accepted, and whether the chains were ended early.
 
     Raises
     ------
@@ -87,28 +89,33 @@ def flow_chains(
     reduced: list[np.ndarray] = []
     accepted = {"independent": 0.0, "local": 0.0}
     n_burnt = int(burn_in * n_rounds)
-    for round_ in progress_steps(n_rounds, progress, "chains"):
-        proposed = _proposals(path, n_chains, rng, n_local > 0)
-        chance = torch.exp((_log_weight(proposed) - _log_weight(state)).clamp(max=0)).nan_to_num(nan=1.0)
-        uniform = torch.rand(n_chains, generator=rng, dtype=torch.float64, device=rng.device)
-        # Chains that have not yet found a finite energy take any proposal that has.
-        state = proposed.where(uniform < chance, state)
-        local = 0.0
-        for _ in range(n_local):
-            state = mover(state, 1.0)
-            local += mover.acceptance / n_local
-            if round_ < n_burnt // 2:
-                mover.tune()
-        if round_ >= n_burnt:
-            kept.append(state.positions.cpu().numpy())
-            reduced.append(state.log_p.cpu().numpy())
-            accepted["independent"] += float(chance.mean()) / (n_rounds - n_burnt)
-            accepted["local"] += local / (n_rounds - n_burnt)
+    with interruptible_steps(n_rounds, progress, "chains") as rounds:
+        for round_ in rounds:
+            proposed = _proposals(path, n_chains, rng, n_local > 0)
+            chance = torch.exp((_log_weight(proposed) - _log_weight(state)).clamp(max=0)).nan_to_num(nan=1.0)
+            uniform = torch.rand(n_chains, generator=rng, dtype=torch.float64, device=rng.device)
+            # Chains that have not yet found a finite energy take any proposal that has.
+            state = proposed.where(uniform < chance, state)
+            local = 0.0
+            for _ in range(n_local):
+                state = mover(state, 1.0)
+                local += mover.acceptance / n_local
+                if round_ < n_burnt // 2:
+                    mover.tune()
+            if round_ >= n_burnt:
+                kept.append(state.positions.cpu().numpy())
+                reduced.append(state.log_p.cpu().numpy())
+                accepted["independent"] += float(chance.mean())
+                accepted["local"] += local
+    if not kept:
+        raise PotentialError(f"the chains were ended in the first {n_burnt} rounds, which burn_in leaves out")
+    accepted = {kind: total / len(kept) for kind, total in accepted.items()}
     positions = np.concatenate(kept)
     if not np.isfinite(reduced[0]).all():
         raise PotentialError("some chains never found a finite energy: the generator is untrained or has diverged")
     spent = generator.potential.counts.energy - before
     record = {"accepted": accepted, "step_size": mover.step_size, "n_local": n_local, "moves": moves, "seed": seed}
+    record["ended_early"] = len(kept) < n_rounds - n_burnt
     return _ensemble(
         generator, positions, len(kept), n_chains, spent, {**record, "seconds": time.perf_counter() - begin}
     )

@@ -12,7 +12,7 @@ from boltzgen.energy.orientation import log_rigid_integral
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
 from boltzgen.sampling.latent_moves import KINDS, LatentSpace, LatentState
-from boltzgen.sampling.run import Progress, progress_steps
+from boltzgen.sampling.run import Progress, interruptible_steps
 from boltzgen.sampling.run import generator as seeded
 
 if TYPE_CHECKING:
@@ -60,13 +60,15 @@ def latent_chains(
         Share of the rounds whose states are left out; step sizes are tuned in the first half of them only.
     seed : int
     progress : bool or callable
+        Show a progress bar, where the first Ctrl-C ends the chains with what they have; or wrap the rounds with this,
+        which may end them early too.
 
     Returns
     -------
     Ensemble
         Of kind "chain" with one group for each chain, in the order of time; `evaluations` counts all, burn-in and
         rejected proposals included; `record` holds how many of them were with forces, and how many proposals of either
-        kind were accepted.
+        kind were accepted, and whether the chains were ended early.
 
     Raises
     ------
@@ -94,25 +96,29 @@ def latent_chains(
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     accepted = {"independent": 0.0, "local": 0.0}
     n_burnt = int(burn_in * n_rounds)
-    for round_ in progress_steps(n_rounds, progress, "latent chains"):
-        state, independent = _independent(space, state, rng, slopes)
-        local = 0.0
-        for _ in range(n_local):
-            state = mover(state)
-            local += mover.acceptance / n_local
-            if round_ < n_burnt // 2:
-                mover.tune()
-        if round_ >= n_burnt:
-            if not kept and not bool(torch.isfinite(state.log_ratio).all()):
-                raise PotentialError(
-                    "some chains never found a finite energy: the generator is untrained or has diverged"
-                )
-            kept.append((state.positions, state.reduced))
-            accepted["independent"] += independent / (n_rounds - n_burnt)
-            accepted["local"] += local / (n_rounds - n_burnt)
+    with interruptible_steps(n_rounds, progress, "latent chains") as rounds:
+        for round_ in rounds:
+            state, independent = _independent(space, state, rng, slopes)
+            local = 0.0
+            for _ in range(n_local):
+                state = mover(state)
+                local += mover.acceptance / n_local
+                if round_ < n_burnt // 2:
+                    mover.tune()
+            if round_ >= n_burnt:
+                if not kept and not bool(torch.isfinite(state.log_ratio).all()):
+                    raise PotentialError(
+                        "some chains never found a finite energy: the generator is untrained or has diverged"
+                    )
+                kept.append((state.positions, state.reduced))
+                accepted["independent"] += independent
+                accepted["local"] += local
+    if not kept:
+        raise PotentialError(f"the chains were ended in the first {n_burnt} rounds, which burn_in leaves out")
     after = generator.potential.counts.__getstate__()
     record = {
-        "accepted": accepted,
+        "accepted": {kind: total / len(kept) for kind, total in accepted.items()},
+        "ended_early": len(kept) < n_rounds - n_burnt,
         "step_size": mover.step_size,
         "n_local": n_local,
         "moves": moves,

@@ -15,8 +15,15 @@ from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
 from boltzgen.sampling.langevin import BatchedLangevin, layout_forces, relax
 from boltzgen.sampling.particles import Particles
-from boltzgen.sampling.run import GAS_CONSTANT, Progress, SamplingRun, generator, in_femtoseconds, in_kelvin
-from boltzgen.sampling.run import progress_steps as steps_of
+from boltzgen.sampling.run import (
+    GAS_CONSTANT,
+    Progress,
+    SamplingRun,
+    generator,
+    in_femtoseconds,
+    in_kelvin,
+    interruptible_steps,
+)
 
 __all__ = ["ReplicaExchange", "parallel_tempering"]
 
@@ -155,7 +162,8 @@ def parallel_tempering(
     all_temperatures : bool
         Keep the frames of every temperature too, in `SamplingRun.replicas`: R times the memory, for MBAR.
     progress : bool or callable
-        Show a progress bar, or wrap the rounds with this; it may end them early.
+        Show a progress bar, where the first Ctrl-C ends the sampling with the frames that there are; or wrap the rounds
+        with this, which may end them early too.
 
     Returns
     -------
@@ -190,14 +198,15 @@ def parallel_tempering(
     frames: list[np.ndarray] = []
     energies: list[np.ndarray] = []
     done = 0
-    for round_ in steps_of(n_rounds, progress, "parallel tempering"):
-        done = round_ + 1
-        walkers.run(exchange_interval)
-        order, scale = exchange.propose(walkers.energies)
-        walkers.permute(order.to(device), scale.to(walkers.positions))
-        if round_ >= burn_in * n_rounds and (round_ + 1) % save_rounds == 0:
-            frames.append(particles.all_atoms(walkers.frames()[:n_saved]).cpu().numpy())
-            energies.append(walkers.energies[:n_saved].cpu().numpy())
+    with interruptible_steps(n_rounds, progress, "parallel tempering") as rounds:
+        for round_ in rounds:
+            done = round_ + 1
+            walkers.run(exchange_interval)
+            order, scale = exchange.propose(walkers.energies)
+            walkers.permute(order.to(device), scale.to(walkers.positions))
+            if round_ >= burn_in * n_rounds and (round_ + 1) % save_rounds == 0:
+                frames.append(particles.all_atoms(walkers.frames()[:n_saved]).cpu().numpy())
+                energies.append(walkers.energies[:n_saved].cpu().numpy())
     if not frames:
         raise PotentialError(
             f"no frame was saved in {done * exchange_interval} steps: too few for save_interval and burn_in"

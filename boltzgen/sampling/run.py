@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +14,20 @@ from openmm import unit
 
 from boltzgen.diagnostics import Verdict
 from boltzgen.ensemble import Ensemble
+from boltzgen.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from boltzgen.free_energy import FreeEnergies
 
-__all__ = ["Progress", "SamplingRun", "generator", "in_femtoseconds", "in_kelvin", "progress_steps"]
+__all__ = [
+    "Progress",
+    "SamplingRun",
+    "generator",
+    "in_femtoseconds",
+    "in_kelvin",
+    "interruptible_steps",
+    "progress_steps",
+]
 
 # Called with the number of items; gives them back one by one while showing how far it is, as tqdm does.
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -154,3 +165,14 @@ def progress_steps(n: int, progress: bool | Progress, label: str) -> Iterable[in
 
     bar: Iterable[int] = tqdm(range(n), desc=label, mininterval=1.0)
     return bar
+
+
+@contextmanager
+def interruptible_steps(n: int, progress: bool | Progress, label: str) -> Iterator[Iterable[int]]:
+    """`progress_steps`; where a bar shows them, the first Ctrl-C ends them, and the sampler keeps what it has."""
+    steps = progress_steps(n, progress, label)
+    if callable(progress) or not progress:
+        yield steps
+        return
+    with Interrupts() as interrupts:
+        yield takewhile(lambda step: not interrupts.requested(), steps)
