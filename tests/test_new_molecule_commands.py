@@ -18,6 +18,7 @@ from boltzgen.commands import COMMANDS
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import OutputError
 from boltzgen.generator import BoltzmannGenerator
+from boltzgen.interrupts import Interrupts
 from boltzgen.run.files import BLOCK, drawn, read_history
 
 FAST = ["--forcefield", "amber96"]
@@ -178,6 +179,33 @@ def test_a_reader_that_stops_early_is_no_defect(finished_run):
     )
     assert "defect" not in done.stderr
     assert done.stdout.startswith("profile of phi")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_ends_a_reference_early_with_what_it_has(finished_run, tmp_path, capsys, monkeypatch):
+    class CtrlCBeforeSeventhRound(Interrupts):
+        asked = 0
+
+        def requested(self):
+            self.asked += 1
+            if self.asked == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().requested()
+
+    monkeypatch.setattr("boltzgen.interrupts.Interrupts", CtrlCBeforeSeventhRound)
+    out = tmp_path / "reference"
+    assert main(["reference", str(finished_run.folder), "--budget", "500000", "--out", str(out), "--json"]) == 0
+    found = answer(capsys)
+    assert found == json.loads((out / "reference.json").read_text())
+    assert found["ended_early"] is True
+    # six of nine rounds of a hundred steps, by 64 walkers at eight temperatures, and what relaxes the start
+    assert 6 * 100 * 512 <= found["energy_evaluations"] < 7 * 100 * 512
+    assert set(found["coverage"]) == {"C7ax", "not C7ax"}
+    molecule = BoltzmannGenerator.load(finished_run.folder / "model.safetensors").molecule
+    frames = Ensemble.load(out, molecule)
+    assert len(frames) == found["n_samples"]
+    assert len(np.unique(frames.groups)) > 32  # most ladders left a frame inside the domain
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

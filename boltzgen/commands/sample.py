@@ -15,7 +15,8 @@ examples:
   boltzgen sample RUN --seed 7 --format nc --json
 
 The output folder gets topology.pdb, samples.FORMAT and weights.npz; boltzgen.Ensemble.load reads them. Together with
-model.safetensors, which is copied there, the other commands take the folder as a RUN.
+model.safetensors, which is copied there, the other commands take the folder as a RUN. Ctrl-C ends the drawing early,
+and what there is by then is written.
 """
 
 
@@ -33,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_command(options: argparse.Namespace) -> None:
     """Draw, save and say what the samples are worth."""
+    from boltzgen.interrupts import Interrupts
     from boltzgen.output_files import OutputFolder
     from boltzgen.run.files import drawn
     from boltzgen.run.options import choose_device
@@ -40,7 +42,9 @@ def run_command(options: argparse.Namespace) -> None:
     folder = OutputFolder(options.out)
     generator = read_generator(options.run, options.seed, choose_device(options.device))
     options.started = True
-    ensemble = drawn(generator, options.n)
+    with Interrupts() as interrupts:
+        ensemble = drawn(generator, options.n, interrupts.requested)
+    ended_early = len(ensemble) < options.n - ensemble.n_lost - ensemble.n_defects
     folder.claim()
     ensemble.save(folder.path, options.format)
     generator.save(folder / "model.safetensors")
@@ -49,6 +53,7 @@ def run_command(options: argparse.Namespace) -> None:
         print_json(
             {
                 "n_samples": len(ensemble),
+                "ended_early": ended_early,
                 "ess_fraction": ensemble.ess_fraction,
                 "pareto_k": ensemble.pareto_k,
                 "max_weight": ensemble.max_weight,
@@ -62,7 +67,8 @@ def run_command(options: argparse.Namespace) -> None:
             }
         )
     else:
-        print(f"{ensemble}\n{'folder':<13}{folder.path}")
+        early = f"\n{'ended early':<13}after {len(ensemble):,} of {options.n:,} samples" if ended_early else ""
+        print(f"{ensemble}{early}\n{'folder':<13}{folder.path}")
 
 
 def _positive(text: str) -> int:

@@ -24,11 +24,25 @@ BLOCK = 40_960  # samples between two looks at the clock; a multiple of the gene
 POPULATION = "population "
 
 
-def drawn(generator: BoltzmannGenerator, n: int) -> Ensemble:
-    """Samples as ``generator.sample(n)`` gives them, with progress where they are many."""
-    starts = range(0, n, BLOCK)
-    sizes = [min(BLOCK, n - start) for start in starts]
-    return Ensemble.concatenate([generator.sample(sizes[k]) for k in shown_steps(range(len(sizes)), "samples")])
+def drawn(generator: BoltzmannGenerator, n: int, stop: Callable[[], bool] | None = None) -> Ensemble:
+    """Samples as ``generator.sample(n)`` gives them, with progress where they are many.
+
+    Parameters
+    ----------
+    stop : callable, optional
+        Asked before each block of samples; a true answer ends the drawing with those that there are, which are as good
+        a sample as a smaller n.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If it was ended before the first.
+    """
+    sizes = [min(BLOCK, n - start) for start in range(0, n, BLOCK)]
+    parts = [generator.sample(sizes[k]) for k in shown_steps(range(len(sizes)), "samples", stop)]
+    if not parts:
+        raise KeyboardInterrupt
+    return Ensemble.concatenate(parts)
 
 
 def write_history(path: Path, history: History) -> None:
