@@ -194,12 +194,11 @@ def test_ctrl_c_ends_a_reference_early_with_what_it_has(finished_run, tmp_path, 
 
     monkeypatch.setattr("boltzgen.interrupts.Interrupts", CtrlCBeforeSeventhRound)
     out = tmp_path / "reference"
-    assert main(["reference", str(finished_run.folder), "--budget", "500000", "--out", str(out), "--json"]) == 0
-    found = answer(capsys)
-    assert found == json.loads((out / "reference.json").read_text())
+    assert main(["reference", str(finished_run.folder), "--budget", "500000", "--out", str(out)]) == 0
+    # six of nine rounds of a hundred steps
+    assert "ended early, after 600 steps of each walker" in capsys.readouterr().out
+    found = json.loads((out / "reference.json").read_text())
     assert found["ended_early"] is True
-    # six of nine rounds of a hundred steps, by 64 walkers at eight temperatures, and what relaxes the start
-    assert 6 * 100 * 512 <= found["energy_evaluations"] < 7 * 100 * 512
     assert set(found["coverage"]) == {"C7ax", "not C7ax"}
     molecule = BoltzmannGenerator.load(finished_run.folder / "model.safetensors").molecule
     frames = Ensemble.load(out, molecule)
