@@ -29,7 +29,7 @@ from boltzgen.reproduce.molecule_settings import MoleculeSettings
 from boltzgen.reproduce.report import Choice, Report
 from boltzgen.sampling import shipped_reference
 
-__all__ = ["CLAIMS", "KINDS", "SETTINGS", "BeyondSettings", "first_reaching", "run", "run_settings"]
+__all__ = ["CLAIMS", "KINDS", "SETTINGS", "BeyondSettings", "first_reaching", "run"]
 
 KINDS = {"internal": "internal coordinates", "cartesian": "Cartesian coordinates"}
 CONVERGED = 0.25  # of the true share
@@ -114,12 +114,7 @@ CLAIMS = (
 )
 
 
-def run(scale: str, seeds: Sequence[int], folder: Path | None, say: Callable[[str], None]) -> Report:
-    """The experiment at one of its scales; see `boltzgen.reproduce.reproduce`."""
-    return run_settings(SETTINGS[scale], seeds, folder, say, scale=scale)
-
-
-def run_settings(
+def run(
     settings: BeyondSettings,
     seeds: Sequence[int],
     folder: Path | None = None,
@@ -219,9 +214,9 @@ def _measure(generator: BoltzmannGenerator, data: MoleculeData, n: int) -> dict[
 
 
 def _true_shares(data: MoleculeData, settings: BeyondSettings) -> dict[str, float]:
-    """Percent in the minor mode; with the penalty's factor, from the data, for the Cartesian generator."""
-    plain = data.shares(data.data)["minor"].percent
-    penalised = data.shares(data.data, settings.molecule.pretraining_strength)["minor"].percent
+    """Percent in the minor mode; with the penalty's factor, from the reference, for the Cartesian generator."""
+    plain = data.shares(data.true)["minor"].percent
+    penalised = data.shares(data.true, settings.molecule.pretraining_strength)["minor"].percent
     shipped = shipped_reference(data.molecule)
     true = plain if shipped is None else 100 * shipped.free_energies["C7ax"]["probability"]
     return {"internal": true, "cartesian": true * penalised / plain if plain else true}

@@ -37,7 +37,7 @@ from boltzgen.reproduce.molecule_curves import (
 from boltzgen.reproduce.molecule_settings import CurveKind, MoleculeSettings, Sampling, common_choices
 from boltzgen.reproduce.report import Choice, Report
 
-__all__ = ["BUTANE", "CURVES", "SETTINGS", "run", "run_settings"]
+__all__ = ["BUTANE", "CURVES", "SETTINGS", "run"]
 
 ANTI = math.radians(120)
 
@@ -67,6 +67,7 @@ CURVES = (
 SETTINGS = {
     "quick": MoleculeSettings(
         temperature=300.0,
+        reference=Sampling(n_steps=25_000, n_replicas=5, t_max=1000.0, save_interval=100),
         data=Sampling(n_steps=12_000, n_replicas=5, t_max=1000.0, save_interval=100),
         placed=Sampling(n_steps=2500, n_replicas=4, t_max=800.0, save_interval=100, time_step=1.5),
         placement_steps=400,
@@ -76,11 +77,11 @@ SETTINGS = {
         refinement_strength=0.0,
         n_rounds=8,
         n_hidden=128,
-        reference=Sampling(n_steps=25_000, n_replicas=5, t_max=1000.0, save_interval=100),
     ),
     "paper": MoleculeSettings(
         temperature=300.0,
-        data=Sampling(n_steps=200_000, n_replicas=6, t_max=1200.0, save_interval=200),
+        reference=Sampling(n_steps=200_000, n_replicas=6, t_max=1200.0, save_interval=200),
+        data=Sampling(n_steps=100_000, n_replicas=6, t_max=1200.0, save_interval=200),
         placed=Sampling(n_steps=100_000, n_replicas=5, t_max=800.0, save_interval=200),
         placement_steps=2000,
         pretraining_steps=10_000,
@@ -91,12 +92,7 @@ SETTINGS = {
 }
 
 
-def run(scale: str, seeds: Sequence[int], folder: Path | None, say: Callable[[str], None]) -> Report:
-    """The experiment at one of its scales; see `boltzgen.reproduce.reproduce`."""
-    return run_settings(SETTINGS[scale], seeds, folder, say, scale=scale)
-
-
-def run_settings(
+def run(
     settings: MoleculeSettings,
     seeds: Sequence[int],
     folder: Path | None = None,

@@ -26,18 +26,13 @@ from boltzgen.reproduce.double_well_flow import Measured, Pretraining, double_we
 from boltzgen.reproduce.double_well_settings import CURVES, SETTINGS, CurveKind, Settings, choices
 from boltzgen.reproduce.report import Report
 
-__all__ = ["CURVES", "SETTINGS", "CurveKind", "Settings", "run", "run_settings", "start"]
+__all__ = ["CURVES", "SETTINGS", "CurveKind", "Settings", "run", "start"]
 
 N_SHOWN = 2000  # samples of a cloud
 BOTTOM = 1.0  # kT above the minimum of a well
 
 
-def run(scale: str, seeds: Sequence[int], folder: Path | None, say: Callable[[str], None]) -> Report:
-    """The experiment at one of its scales; see `boltzgen.reproduce.reproduce`."""
-    return run_settings(SETTINGS[scale], seeds, folder, say, scale=scale)
-
-
-def run_settings(
+def run(
     settings: Settings,
     seeds: Sequence[int],
     folder: Path | None = None,

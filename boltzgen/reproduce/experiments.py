@@ -26,7 +26,7 @@ class Experiment:
     name : str
         Of its files too.
     module : str
-        Holds ``run(scale, seeds, folder, say) -> Report``.
+        Holds ``SETTINGS`` by scale, and ``run(settings, seeds, folder, say, scale) -> Report``.
     summary : str
         One line for the help text.
     """
@@ -115,6 +115,7 @@ def reproduce(
 
     folder = OutputFolder(out, resume=True)
     folder.claim()
-    report = import_module(experiment.module).run(scale, tuple(seeds), folder.path, say or (lambda line: None))
+    module = import_module(experiment.module)
+    report = module.run(module.SETTINGS[scale], tuple(seeds), folder.path, say or (lambda line: None), scale=scale)
     report.write(folder.path, command)
     return report

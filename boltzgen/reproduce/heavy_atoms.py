@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ class Frames:
 
 @dataclass(frozen=True, eq=False)
 class MoleculeData:
-    """A molecule with data of its Boltzmann distribution.
+    """A molecule with frames of its Boltzmann distribution.
 
     Attributes
     ----------
@@ -166,7 +166,8 @@ class MoleculeData:
         Indices of the heavy atoms.
     reference : (n_heavy, 3) array
         nm; the minimised structure, which the penalty aligns to.
-    data : Frames
+    true, data : Frames
+        Of the Boltzmann distribution for its populations, and those to train on, whose modes may have other shares.
     """
 
     case: MoleculeCase
@@ -174,6 +175,7 @@ class MoleculeData:
     potential: CompiledPotential
     atoms: Array
     reference: Array
+    true: Frames
     data: Frames
 
     @property
@@ -218,8 +220,8 @@ class HeavyAtoms(MoleculeData):
         nm; of an untrained flow.
     placed, trained_on : PlacedPotential
         U(h(x_C)), and the same with every term of U capped.
-    true, minimized : Frames
-        Of the Boltzmann distribution, for its populations, and of exp(-U(h(x_C))/kT).
+    minimized : Frames
+        Of exp(-U(h(x_C))/kT).
     placement : BoltzmannGenerator
         Holds the network h.
     """
@@ -227,7 +229,6 @@ class HeavyAtoms(MoleculeData):
     factor: Array
     placed: PlacedPotential
     trained_on: PlacedPotential
-    true: Frames
     minimized: Frames
     placement: BoltzmannGenerator
 
@@ -242,10 +243,18 @@ def prepare_data(
     molecule = case.molecule(settings.temperature)
     potential, atoms = CompiledPotential(molecule), np.asarray(molecule.heavy_atoms)
     reference = minimized_positions(molecule)[atoms]
-    identity = {"seed": DATA_SEED, "temperature": settings.temperature, "network": ""}
-    data = _frames(molecule, potential, potential, settings.data, identity, checkpoint("data"))
-    say(f"{case.name}: {len(data.energies):,} frames of data, {data.evaluations:,} evaluations in {data.seconds:.0f} s")
-    return MoleculeData(case, molecule, potential, atoms, reference - reference.mean(0), data)
+    by = {"seed": REFERENCE_SEED, "temperature": settings.temperature, "network": ""}
+    true = _frames(molecule, potential, potential, settings.reference, by, checkpoint("reference"))
+    say(
+        f"{case.name}: {len(true.energies):,} frames of the Boltzmann distribution, {true.evaluations:,} evaluations "
+        f"in {true.seconds:.0f} s"
+    )
+    known = MoleculeData(case, molecule, potential, atoms, reference - reference.mean(0), true, true)
+    start = spread(known, true, settings.data, settings.data_share)
+    by |= {"seed": DATA_SEED, "start": settings.sources}
+    data = _frames(molecule, potential, potential, settings.data, by, checkpoint("data"), start)
+    say(f"{case.name}: {len(data.energies):,} frames to train on, {data.evaluations:,} evaluations")
+    return replace(known, data=data)
 
 
 def prepare(
@@ -271,12 +280,12 @@ def prepare(
         If a checkpoint is of other settings.
     """
     known = prepare_data(case, settings, checkpoint, say)
-    molecule, potential, data = known.molecule, known.potential, known.data
+    molecule, potential, true, data = known.molecule, known.potential, known.true, known.data
     config = GeneratorConfig(cartesian_rounds=1, cartesian_hidden=8, placement_hidden=settings.placement_hidden)
     placement = BoltzmannGenerator.for_molecule(
         molecule, potential, coordinates="cartesian", hydrogens="network", config=config, seed=NETWORK_SEED
     )
-    identity = {"data": str(settings.data), "temperature": settings.temperature, "steps": settings.placement_steps}
+    identity = {"data": settings.sources, "temperature": settings.temperature, "steps": settings.placement_steps}
 
     def train() -> None:
         accuracy = train_placement(placement, data.positions, n_steps=settings.placement_steps, seed=NETWORK_SEED)
@@ -284,15 +293,7 @@ def prepare(
 
     kept_flow(checkpoint("network"), placement, identity, train)
     placed = PlacedPotential(placement)
-    true, temperature = data, settings.temperature
-    if settings.reference is not None:
-        by = {"seed": REFERENCE_SEED, "temperature": temperature, "network": "", "start": str(settings.data)}
-        start = spread(known, data, settings.reference)
-        true = _frames(
-            molecule, potential, potential, settings.reference, by, checkpoint("reference"), start, data.grid
-        )
-        say(f"{case.name}: {len(true.energies):,} frames of reference, {true.evaluations:,} evaluations")
-    by = {"seed": PLACED_SEED, "temperature": temperature, "network": f"{identity}, {settings.reference}"}
+    by = {"seed": PLACED_SEED, "temperature": settings.temperature, "network": str(identity)}
     start = spread(known, true, settings.placed)
     minimized = _frames(molecule, potential, placed, settings.placed, by, checkpoint("minimized"), start, true.grid)
     say(
@@ -302,27 +303,47 @@ def prepare(
     capped = copy.copy(placement)
     capped.potential = potential.capped(settings.max_gradient)
     return HeavyAtoms(
-        **{name: getattr(known, name) for name in ("case", "molecule", "potential", "atoms", "reference", "data")},
+        **{field.name: getattr(known, field.name) for field in fields(known)},
         factor=placement.flow.frame.factor,  # type: ignore[attr-defined]
         placed=placed,
         trained_on=PlacedPotential(capped),
-        true=true,
         minimized=minimized,
         placement=placement,
     )
 
 
-def spread(known: MoleculeData, frames: Frames, sampling: Sampling | FlattenedSampling) -> Array:
+def spread(
+    known: MoleculeData,
+    frames: Frames,
+    sampling: Sampling | FlattenedSampling,
+    chosen: tuple[str, float] | None = None,
+) -> Array:
     """Positions (n_walkers, N, 3) of frames, in which every mode has its share as far as so few can show it.
 
     Without the weights of the frames where the walkers will move under a bias, which is what these weights undo.
+
+    Parameters
+    ----------
+    chosen : (str, float), optional
+        A mode, and its share instead of its own.
+
+    Raises
+    ------
+    StructureError
+        If no frame is in the chosen mode.
     """
-    inside = np.stack([mode(known.heavy(frames)).numpy() for mode in known.case.modes.values()])
-    order = np.lexsort(inside)
-    log_weights = frames.log_weights if isinstance(sampling, Sampling) else np.zeros(len(order))
-    weights = np.exp(log_weights - log_weights.max())[order].cumsum()
-    n = sampling.n_walkers
-    rows = np.searchsorted(weights, (np.arange(n) + 0.5) / n * weights[-1])
+    inside = {name: mode(known.heavy(frames)).numpy() for name, mode in known.case.modes.items()}
+    log_weights = frames.log_weights if isinstance(sampling, Sampling) else np.zeros(len(frames.energies))
+    weights = np.exp(log_weights - log_weights.max())
+    if chosen is not None:
+        name, share = chosen
+        if not inside[name].any():
+            raise StructureError(f"no frame of {known.case.name} is in the mode {name!r}, to start from: sample longer")
+        weights[inside[name]] *= share / weights[inside[name]].sum()
+        weights[~inside[name]] *= (1 - share) / weights[~inside[name]].sum()
+    order = np.lexsort(list(inside.values()))
+    summed, n = weights[order].cumsum(), sampling.n_walkers
+    rows = np.searchsorted(summed, (np.arange(n) + 0.5) / n * summed[-1])
     return frames.positions[order[rows]]
 
 

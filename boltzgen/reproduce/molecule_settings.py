@@ -28,7 +28,10 @@ class CurveKind:
 
 @dataclass(frozen=True)
 class Sampling:
-    """A parallel-tempering run; parameters of `boltzgen.sampling.parallel_tempering`."""
+    """A parallel-tempering run, or dynamics at the molecule's temperature where there is one replica.
+
+    Parameters of `boltzgen.sampling.parallel_tempering`.
+    """
 
     n_steps: int
     n_replicas: int
@@ -36,6 +39,11 @@ class Sampling:
     save_interval: int
     time_step: float = 1.0
     n_walkers: int = 64
+
+    def shortened(self, share: float) -> Sampling:
+        """The same with a share of the steps, and few replicas and walkers."""
+        n_steps, n_replicas = max(200, round(share * self.n_steps)), min(self.n_replicas, 2)
+        return replace(self, n_steps=n_steps, save_interval=100, n_walkers=8, n_replicas=n_replicas)
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,12 @@ class FlattenedSampling:
     n_walkers: int = 128
     n_groups: int = 32
 
+    def shortened(self, share: float) -> FlattenedSampling:
+        """The same with a share of the steps, and few walkers."""
+        learning, n_steps = (max(200, round(share * n)) for n in (self.n_learning, self.n_steps))
+        shorter = replace(self, n_learning=learning, n_spreading=learning, n_steps=n_steps)
+        return replace(shorter, save_interval=50, n_walkers=8, n_groups=4)
+
 
 @dataclass(frozen=True)
 class MoleculeSettings:
@@ -68,12 +82,16 @@ class MoleculeSettings:
     ----------
     temperature : float
         K.
-    data, placed : Sampling or FlattenedSampling
-        On U, and on U with the hydrogens at their minimum.
-    reference : Sampling or FlattenedSampling, optional
-        On U, for its populations and as the start of `placed`; the data if absent.
+    reference : Sampling or FlattenedSampling
+        On U: the populations of the Boltzmann distribution, and frames that the other two start from.
+    data : Sampling
+        On U, for all that is trained on data.
+    placed : Sampling or FlattenedSampling
+        On U with the hydrogens at their minimum.
     placement_steps : int
         Of the network that places hydrogens.
+    data_share : (str, float), optional
+        A mode, and the share of the walkers of the data that start in it, where that is not the mode's own.
     pretraining_steps : int
         With KL_z on data.
     pretraining_rate : float
@@ -93,20 +111,26 @@ class MoleculeSettings:
     """
 
     temperature: float
-    data: Sampling | FlattenedSampling
+    reference: Sampling | FlattenedSampling
+    data: Sampling
     placed: Sampling | FlattenedSampling
     placement_steps: int
     pretraining_steps: int
     refinement: Refinement
     n_measured: int
     refinement_strength: float
+    data_share: tuple[str, float] | None = None
     pretraining_rate: float = 1e-3
     pretraining_strength: float = 1000.0
     max_gradient: float = 20_000.0
     n_rounds: int = 24
     n_hidden: int = 256
     placement_hidden: int = 512
-    reference: Sampling | FlattenedSampling | None = None
+
+    @property
+    def sources(self) -> str:
+        """All that the frames to train on depend on."""
+        return f"{self.reference}, {self.data}, {self.data_share}"
 
     def shortened(self, share: float) -> MoleculeSettings:
         """The same with a share of all steps and samples, to try whether it runs; it shows nothing then."""
@@ -114,9 +138,10 @@ class MoleculeSettings:
         steps = cut(self.refinement.n_steps, 4)
         return replace(
             self,
-            data=_shorter(self.data, share),
-            placed=_shorter(self.placed, share),
-            reference=None if self.reference is None else _shorter(self.reference, share),
+            reference=self.reference.shortened(share),
+            data=self.data.shortened(share),
+            data_share=None,
+            placed=self.placed.shortened(share),
             placement_steps=cut(self.placement_steps, 5),
             pretraining_steps=cut(self.pretraining_steps, 5),
             refinement=replace(self.refinement, n_steps=steps, measure_every=max(1, steps // 2), batch_size=64),
@@ -126,50 +151,42 @@ class MoleculeSettings:
         )
 
 
-def _shorter(sampling: Sampling | FlattenedSampling, share: float) -> Sampling | FlattenedSampling:
-    n_steps = max(200, round(share * sampling.n_steps))
-    if isinstance(sampling, FlattenedSampling):
-        learning = max(200, round(share * sampling.n_learning))
-        shorter = replace(sampling, n_learning=learning, n_spreading=learning, n_steps=n_steps)
-        return replace(shorter, save_interval=50, n_walkers=8, n_groups=4)
-    return replace(sampling, n_steps=n_steps, save_interval=100, n_walkers=8, n_replicas=2)
-
-
 def _in_words(sampling: Sampling | FlattenedSampling) -> str:
+    moves = f"Langevin dynamics (BAOAB, {sampling.time_step:g} fs, not Metropolised)"
     if isinstance(sampling, FlattenedSampling):
         return (
-            f"Langevin dynamics (BAOAB, {sampling.time_step:g} fs, not Metropolised) under a bias that makes phi and "
-            f"psi flat, learned on U in {sampling.n_learning:,} steps; {sampling.n_walkers} walkers of "
-            f"{sampling.n_steps:,} steps, reweighted (parallel tempering of this length does not find a mode of 1 %)"
+            f"{moves} under a bias that makes phi and psi flat, learned on U in {sampling.n_learning:,} steps; "
+            f"{sampling.n_walkers} walkers of {sampling.n_steps:,} steps, reweighted (parallel tempering of this "
+            "length does not find a mode of 1 %)"
         )
+    if sampling.n_replicas == 1:
+        return f"{moves}, {sampling.n_walkers} walkers of {sampling.n_steps:,} steps"
     return (
-        f"parallel tempering of Langevin dynamics (BAOAB, {sampling.time_step:g} fs, not Metropolised), "
-        f"{sampling.n_replicas} temperatures up to {sampling.t_max:g} K, {sampling.n_walkers} ladders of "
-        f"{sampling.n_steps:,} steps"
+        f"parallel tempering of {moves}, {sampling.n_replicas} temperatures up to {sampling.t_max:g} K, "
+        f"{sampling.n_walkers} ladders of {sampling.n_steps:,} steps"
     )
 
 
 def common_choices(settings: MoleculeSettings) -> list[Choice]:
     """What the paper leaves open for both molecules, or what is done otherwise here."""
-    refinement, data, placed = settings.refinement, settings.data, settings.placed
+    refinement, chosen = settings.refinement, settings.data_share
+    of_mode = "" if chosen is None else f", {100 * chosen[1]:g} % of the walkers in the mode {chosen[0]!r}"
     return [
         Choice(
-            "data",
-            "Metropolis-Hastings with parallel tempering; how many, not given",
-            f"{_in_words(data)}; without alignment penalty, which is applied to the frames afterwards; one data set "
-            "for all seeds",
+            "populations of the Boltzmann distribution",
+            "Metropolis-Hastings with parallel tempering; how many samples, not given",
+            f"{_in_words(settings.reference)}; without alignment penalty",
         ),
         Choice(
-            "populations of the Boltzmann distribution",
-            "those of the data",
-            "those of the data"
-            if settings.reference is None
-            else f"a longer run from frames of the data on: {_in_words(settings.reference)}",
+            "data",
+            "the same",
+            f"from frames of the former on{of_mode}: {_in_words(settings.data)}; without alignment penalty, which is "
+            "applied to the frames afterwards; one data set for all seeds",
         ),
         Choice(
             "populations with hydrogens at their minimum",
             "equation 32",
-            f"sampled on U(h(x_C)) from frames of the Boltzmann distribution on: {_in_words(placed)}",
+            f"sampled on U(h(x_C)) from frames of the Boltzmann distribution on: {_in_words(settings.placed)}",
         ),
         Choice(
             "alignment penalty",

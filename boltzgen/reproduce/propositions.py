@@ -20,7 +20,7 @@ from boltzgen.reproduce.propositions_figure import draw
 from boltzgen.reproduce.report import Choice, Report
 from boltzgen.reproduce.unconstrained import Descent, descend, fixed_minibatch, random_start
 
-__all__ = ["SETTINGS", "Settings", "run", "run_settings"]
+__all__ = ["SETTINGS", "Settings", "run"]
 
 FLOWS = ("partial", "complete")
 EXACT_SEED, NOISE_SEED, FIXED_SEED = 5000, 6000, 7000
@@ -132,12 +132,7 @@ class Outcome:
         }
 
 
-def run(scale: str, seeds: Sequence[int], folder: Path | None, say: Callable[[str], None]) -> Report:
-    """The experiment at one of its scales; see `boltzgen.reproduce.reproduce`."""
-    return run_settings(SETTINGS[scale], seeds, folder, say, scale=scale)
-
-
-def run_settings(
+def run(
     settings: Settings,
     seeds: Sequence[int],
     folder: Path | None = None,
