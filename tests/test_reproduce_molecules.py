@@ -14,7 +14,7 @@ from boltzgen.cli import main
 from boltzgen.collective_variables import parse_basin
 from boltzgen.energy import CompiledPotential, OpenMMPotential
 from boltzgen.ensemble import Ensemble
-from boltzgen.errors import CheckpointError
+from boltzgen.errors import CheckpointError, StructureError
 from boltzgen.reproduce import beyond, butane, dialanine
 from boltzgen.reproduce.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED, examine
 from boltzgen.reproduce.curves import Curve, kept_arrays
@@ -213,6 +213,11 @@ def test_starts_have_the_shares_of_the_frames(heavy):
     for sampling, share in ((tempering, turned.share(inside).percent / 100), (flat, inside.mean())):
         starts = torch.as_tensor(spread(known, turned, sampling)[:, heavy.atoms])
         assert mode(starts).double().mean().item() == pytest.approx(share, abs=1e-6)
+    chosen = torch.as_tensor(spread(known, turned, tempering, ("plus", 0.5))[:, heavy.atoms])
+    assert mode(chosen).double().mean().item() == pytest.approx(0.5, abs=1e-6)
+    nowhere = replace(known, case=replace(known.case, modes={"plus": lambda atoms: mode(atoms) & ~mode(atoms)}))
+    with pytest.raises(StructureError, match="no frame of butane is in the mode 'plus'"):
+        spread(nowhere, turned, tempering, ("plus", 0.5))
 
 
 def test_penalty_weights_frames_by_its_integral_over_rotations(heavy):
