@@ -90,7 +90,7 @@ SETTINGS = {
         placed=FlattenedSampling(n_learning=8000, n_spreading=0, n_steps=4000, save_interval=25),
         placement_steps=400,
         pretraining_steps=2000,
-        refinement=Refinement("", n_steps=300, batch_size=256, learning_rate=3e-4, measure_every=25),
+        refinement=Refinement("", n_steps=1000, batch_size=256, learning_rate=3e-5, measure_every=50),
         n_measured=2000,
         refinement_strength=1000.0,
         n_rounds=8,
