@@ -71,8 +71,8 @@ class BeyondSettings:
 SETTINGS = {
     "quick": BeyondSettings(
         DIALANINE_SETTINGS["quick"],
-        pretraining_steps=600,
-        refinement=Refinement("l2+", n_steps=200, batch_size=256, learning_rate=3e-4, measure_every=25),
+        pretraining_steps=2000,
+        refinement=Refinement("l2+", n_steps=600, batch_size=256, learning_rate=3e-5, measure_every=50),
         n_measured=2000,
     ),
     "paper": BeyondSettings(
