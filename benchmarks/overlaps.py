@@ -12,6 +12,8 @@ from boltzgen.generator import BoltzmannGenerator
 
 __all__ = ["overlaps"]
 
+WORST = 0.001  # of the weight of the reference
+
 
 def overlaps(
     generator: BoltzmannGenerator,
@@ -21,6 +23,9 @@ def overlaps(
     basins: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
     """Coverage of each basin, forward ESS, and the share of the reference outside the generator's domain.
+
+    The forward ESS is that of the frames within the domain, since one outside would make it zero; and a second time
+    without the frames of highest p/q that hold 0.1 % of the weight.
 
     Parameters
     ----------
@@ -36,7 +41,11 @@ def overlaps(
     log_weights = generator.log_weights_of(positions, generator.energies(positions))
     log_z = log_z_bar(generated_log_weights, log_weights[inside], weights[inside])
     found = {f"coverage_{name}": coverage(log_z - log_weights, rows, weights).coverage for name, rows in basins.items()}
+    order = np.argsort(log_weights[inside])
+    known, shares = log_weights[inside][order], weights[inside][order]
+    rest = np.cumsum(shares) <= (1 - WORST) * shares.sum()
     return found | {
-        "forward_ess": forward_ess_fraction(log_weights, weights, log_z),
+        "forward_ess": forward_ess_fraction(known, shares, log_z),
+        "forward_ess_without_worst": forward_ess_fraction(known[rest], shares[rest], log_z),
         "share_outside_domain": float(weights[~inside].sum() / weights.sum()),
     }
