@@ -216,7 +216,7 @@ def test_starts_have_the_shares_of_the_frames(heavy):
     chosen = torch.as_tensor(spread(known, turned, tempering, ("plus", 0.5))[:, heavy.atoms])
     assert mode(chosen).double().mean().item() == pytest.approx(0.5, abs=1e-6)
     nowhere = replace(known, case=replace(known.case, modes={"plus": lambda atoms: mode(atoms) & ~mode(atoms)}))
-    with pytest.raises(StructureError, match="no frame of butane is in the mode 'plus'"):
+    with pytest.raises(StructureError, match="are in the mode 'plus'"):
         spread(nowhere, turned, tempering, ("plus", 0.5))
 
 

@@ -43,8 +43,8 @@ def run_command(options: argparse.Namespace) -> None:
     potential = choose_potential(molecule)
     chart = CoordinateChart.for_molecule(molecule, potential)
     if folder is not None:
-        options.started = True
         folder.claim()
+        options.started = True
         _write(molecule, folder)
     if options.json:
         files = [] if folder is None else [str(folder / name) for name in ("structure.pdb", "system.xml")]

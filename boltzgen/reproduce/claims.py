@@ -39,7 +39,7 @@ class Claim:
     rule : str
         When it counts as found again, in words.
     holds : callable
-        The rule: takes the figures of one seed.
+        The rule: takes the figures of one seed. None where they do not decide it.
     shown : {figure: label}
         The figures that the rule looks at.
     unit : str
@@ -50,7 +50,7 @@ class Claim:
     where: str
     paper: str
     rule: str
-    holds: Callable[[Figures], bool]
+    holds: Callable[[Figures], bool | None]
     shown: Mapping[str, str]
     unit: str = ""
 
@@ -65,7 +65,7 @@ class Finding:
     figures : {seed: figures}
         Those that the rule looks at.
     held : {seed: bool or None}
-        None where a figure is missing, because a training failed.
+        None where a figure is missing, because a training failed, or errors are too large to decide.
     """
 
     claim: Claim
@@ -74,7 +74,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """Reproduced if the claim held in every seed; not decided if it failed in none but one has no figures."""
+        """Reproduced if the claim held in every seed; not decided if it failed in none but one leaves it open."""
         if any(held is False for held in self.held.values()):
             return NOT_REPRODUCED
         return REPRODUCED if self.held and all(self.held.values()) else NOT_DECIDED
@@ -149,7 +149,8 @@ def _judge(claim: Claim, figures: Figures) -> bool | None:
     # A comparison with NaN is false: without this a claim that something falls short would look contradicted.
     if not all(math.isfinite(value) for value in figures.values()):
         return None
-    return bool(claim.holds(figures))
+    held = claim.holds(figures)
+    return None if held is None else bool(held)
 
 
 def _number(value: float) -> str:

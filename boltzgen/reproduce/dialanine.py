@@ -77,8 +77,8 @@ CURVES = (
     CurveKind("log-variance", "L2+ without mask", "log-variance"),
 )
 
-# The paper's data have about 6 % in the minor mode, several times its share of the Boltzmann distribution. So do these:
-# the refinements then start, as there, with far more of the mode than their target has.
+# The paper's data have about 6 % in the minor mode, several times what is found here for the Boltzmann distribution. So do
+# these: the refinements then start, as there, with far more of the mode than their target has.
 DATA_SHARE = ("minor", 0.06)
 
 SETTINGS = {
@@ -87,7 +87,7 @@ SETTINGS = {
         reference=FlattenedSampling(n_learning=8000, n_spreading=5000, n_steps=15_000, save_interval=50),
         data=Sampling(n_steps=12_000, n_replicas=1, t_max=300.0, save_interval=100, n_walkers=512),
         data_share=DATA_SHARE,
-        placed=FlattenedSampling(n_learning=8000, n_spreading=0, n_steps=4000, save_interval=25),
+        placed=FlattenedSampling(n_learning=0, n_spreading=0, n_steps=10_000, save_interval=50),
         placement_steps=400,
         pretraining_steps=2000,
         refinement=Refinement("", n_steps=1000, batch_size=256, learning_rate=3e-5, measure_every=50),
@@ -101,7 +101,7 @@ SETTINGS = {
         reference=FlattenedSampling(n_learning=40_000, n_spreading=20_000, n_steps=200_000, save_interval=200),
         data=Sampling(n_steps=50_000, n_replicas=1, t_max=300.0, save_interval=200, n_walkers=512),
         data_share=DATA_SHARE,
-        placed=FlattenedSampling(n_learning=40_000, n_spreading=0, n_steps=40_000, save_interval=50),
+        placed=FlattenedSampling(n_learning=0, n_spreading=0, n_steps=40_000, save_interval=50),
         placement_steps=4000,
         pretraining_steps=10_000,
         refinement=Refinement("", n_steps=100_000, batch_size=256, learning_rate=1e-4, measure_every=1000),
@@ -175,7 +175,8 @@ def run(
 DATA = "data of the pre-training"
 SOLID, DASHED = "Boltzmann, with the penalty's factor (solid)", "hydrogens at their minimum, with it (dashed)"
 UNPENALISED = "hydrogens at their minimum, sampled from U(h(x_C))"
-EQUATION_32, PARTITION = "the same from the data by equation 32", "the same from the data by exp(-U(h)/kT) / Z_H(x_C)"
+EQUATION_32 = "the same from Boltzmann frames by equation 32"
+PARTITION = "the same from Boltzmann frames by exp(-U(h)/kT) / Z_H(x_C)"
 
 
 def _populations(

@@ -2,7 +2,7 @@
 
 The target is exp(-U(h(x_C))/kT) on the heavy atoms x_C, where h is a trained network; with an alignment penalty or
 without. Data and populations of the Boltzmann distribution itself ("solid" in the paper's figures) and of this target
-("dashed") come from parallel tempering on U and on U(h(x_C)).
+("dashed") come from sampling on U and on U(h(x_C)).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 Array = np.ndarray
-DATA_SEED, PLACED_SEED, NETWORK_SEED, REFERENCE_SEED = 1, 2, 3, 4
+DATA_SEED, PLACED_SEED, NETWORK_SEED, REFERENCE_SEED, START_SEED = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,8 @@ class MoleculeData:
         Indices of the heavy atoms.
     reference : (n_heavy, 3) array
         nm; the minimised structure, which the penalty aligns to.
+    sources : str
+        All that the frames depend on.
     true, data : Frames
         Of the Boltzmann distribution for its populations, and those to train on, whose modes may have other shares.
     """
@@ -175,6 +177,7 @@ class MoleculeData:
     potential: CompiledPotential
     atoms: Array
     reference: Array
+    sources: str
     true: Frames
     data: Frames
 
@@ -249,9 +252,10 @@ def prepare_data(
         f"{case.name}: {len(true.energies):,} frames of the Boltzmann distribution, {true.evaluations:,} evaluations "
         f"in {true.seconds:.0f} s"
     )
-    known = MoleculeData(case, molecule, potential, atoms, reference - reference.mean(0), true, true)
+    sources = f"{settings.sources}, {settings.temperature} K"
+    known = MoleculeData(case, molecule, potential, atoms, reference - reference.mean(0), sources, true, true)
     start = spread(known, true, settings.data, settings.data_share)
-    by |= {"seed": DATA_SEED, "start": settings.sources}
+    by |= {"seed": DATA_SEED, "start": sources}
     data = _frames(molecule, potential, potential, settings.data, by, checkpoint("data"), start)
     say(f"{case.name}: {len(data.energies):,} frames to train on, {data.evaluations:,} evaluations")
     return replace(known, data=data)
@@ -285,7 +289,11 @@ def prepare(
     placement = BoltzmannGenerator.for_molecule(
         molecule, potential, coordinates="cartesian", hydrogens="network", config=config, seed=NETWORK_SEED
     )
-    identity = {"data": settings.sources, "temperature": settings.temperature, "steps": settings.placement_steps}
+    identity = {
+        "data": known.sources,
+        "steps": settings.placement_steps,
+        "hidden": settings.placement_hidden,
+    }
 
     def train() -> None:
         accuracy = train_placement(placement, data.positions, n_steps=settings.placement_steps, seed=NETWORK_SEED)
@@ -330,21 +338,25 @@ def spread(
     Raises
     ------
     StructureError
-        If no frame is in the chosen mode.
+        If no frame is in the chosen mode, or all are.
     """
     inside = {name: mode(known.heavy(frames)).numpy() for name, mode in known.case.modes.items()}
     log_weights = frames.log_weights if isinstance(sampling, Sampling) else np.zeros(len(frames.energies))
     weights = np.exp(log_weights - log_weights.max())
     if chosen is not None:
         name, share = chosen
-        if not inside[name].any():
-            raise StructureError(f"no frame of {known.case.name} is in the mode {name!r}, to start from: sample longer")
+        if inside[name].all() or not inside[name].any():
+            raise StructureError(
+                f"all frames of {known.case.name}, or none, are in the mode {name!r} that walkers are to start in and "
+                "outside of: sample longer"
+            )
         weights[inside[name]] *= share / weights[inside[name]].sum()
         weights[~inside[name]] *= (1 - share) / weights[~inside[name]].sum()
     order = np.lexsort(list(inside.values()))
     summed, n = weights[order].cumsum(), sampling.n_walkers
     rows = np.searchsorted(summed, (np.arange(n) + 0.5) / n * summed[-1])
-    return frames.positions[order[rows]]
+    mixed = np.random.default_rng(START_SEED).permutation(rows)  # neighbouring walkers may count as one group
+    return frames.positions[order[mixed]]
 
 
 def _run(

@@ -118,8 +118,8 @@ def pretrained_on_data(
         data = heavy.ensemble(heavy.data, whole=True)
         pretrain(generator, data, n_steps=n_steps, batch_size=batch_size, patience=None, seed=seed)
 
-    identity = {"seed": seed, "n_steps": n_steps, "batch_size": batch_size, "kinds": str(generator.kinds)}
-    kept_flow(path, generator, identity | {"frames": len(heavy.data.energies)}, train)
+    identity = {"seed": seed, "n_steps": n_steps, "batch_size": batch_size, "data": heavy.sources}
+    kept_flow(path, generator, identity | {"kinds": str(generator.kinds), "config": str(generator.flow.config)}, train)
     return generator
 
 

@@ -154,8 +154,10 @@ class MoleculeSettings:
 def _in_words(sampling: Sampling | FlattenedSampling) -> str:
     moves = f"Langevin dynamics (BAOAB, {sampling.time_step:g} fs, not Metropolised)"
     if isinstance(sampling, FlattenedSampling):
+        steps = sampling.n_learning
+        learned = f"learned on U in {steps:,} steps" if steps else "that of the Boltzmann distribution's frames"
         return (
-            f"{moves} under a bias that makes phi and psi flat, learned on U in {sampling.n_learning:,} steps; "
+            f"{moves} under a bias that makes phi and psi flat, {learned}; "
             f"{sampling.n_walkers} walkers of {sampling.n_steps:,} steps, reweighted (parallel tempering of this "
             "length does not find a mode of 1 %)"
         )
