@@ -77,8 +77,8 @@ CURVES = (
     CurveKind("log-variance", "L2+ without mask", "log-variance"),
 )
 
-# The paper's data have about 6 % in the minor mode, several times what is found here for the Boltzmann distribution. So do
-# these: the refinements then start, as there, with far more of the mode than their target has.
+# The paper's data have about 6 % in the minor mode, several times what is found here for the Boltzmann distribution.
+# These have as much: the refinements then start, as there, with far more of the mode than their target has.
 DATA_SHARE = ("minor", 0.06)
 
 SETTINGS = {

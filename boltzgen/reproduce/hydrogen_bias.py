@@ -119,7 +119,8 @@ def pretrained_on_data(
         pretrain(generator, data, n_steps=n_steps, batch_size=batch_size, patience=None, seed=seed)
 
     identity = {"seed": seed, "n_steps": n_steps, "batch_size": batch_size, "data": heavy.sources}
-    kept_flow(path, generator, identity | {"kinds": str(generator.kinds), "config": str(generator.flow.config)}, train)
+    strength = None if generator.alignment is None else generator.alignment.strength
+    kept_flow(path, generator, identity | {"flow": str(generator.flow), "alignment": strength}, train)
     return generator
 
 
