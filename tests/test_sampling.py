@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor
 from boltzgen import sampling
 from boltzgen.energy import BatchedPotential, CompiledPotential, RawEvaluation
 from boltzgen.errors import PotentialError
+from boltzgen.interrupts import Interrupts
 from boltzgen.sampling.langevin import layout_forces
 from boltzgen.sampling.run import GAS_CONSTANT, generator
 
@@ -197,6 +200,33 @@ def test_a_run_that_is_ended_early_keeps_what_it_has() -> None:
     assert run.ended_early
     assert (run.n_steps, len(run.ensemble)) == (600, 3 * 5)  # a fifth of what was planned is burn-in
     assert "ended early, after 600 steps" in run.report()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_ends_a_sampler_that_shows_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes before the seventh round of ten; two are burn-in."""
+
+    class CtrlCBeforeSeventhRound(Interrupts):
+        asked = 0
+
+        def requested(self) -> bool:
+            self.asked += 1
+            if self.asked == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().requested()
+
+    monkeypatch.setattr("boltzgen.sampling.run.Interrupts", CtrlCBeforeSeventhRound)
+    system = chain()
+    potential = CompiledPotential(system.system, positions=system.positions)
+    bias = sampling.TorsionBias((system.torsions["phi"], system.torsions["psi"]), np.zeros((12, 12)))
+    options: dict[str, Any] = {"n_steps": 100, "n_walkers": 4, "save_interval": 10, "progress": True}
+    before = signal.getsignal(signal.SIGINT)
+    tempered = sampling.parallel_tempering(system, potential, n_replicas=2, exchange_interval=10, **options)
+    flattened = sampling.flattened_sampling(system, potential, bias, n_groups=2, burn_in=0.2, **options)
+    assert signal.getsignal(signal.SIGINT) is before
+    for run in (tempered, flattened):
+        assert run.ended_early
+        assert (run.n_steps, len(run.ensemble)) == (60, 4 * 4)
 
 
 def test_the_same_seed_gives_the_same_frames() -> None:
