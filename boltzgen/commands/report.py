@@ -39,11 +39,11 @@ def run_command(options: argparse.Namespace) -> None:
     from boltzgen.run.files import read_history
 
     folder = Path(options.run)
-    result = _read(folder / "result.json")
     if options.json and options.out is None and options.reference is None:
-        print_json(result)
+        print_json(_read(folder / "result.json"))
         return
     path = writable_file(options.out or str(folder / "report.html"), (".html",))
+    result = _read(folder / "result.json")
     ensemble = read_ensemble(options.run)
     molecule = ensemble.require_molecule()
     reference: Any = None if options.reference is None else Ensemble.load(options.reference, molecule)
