@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from arviz_stats.base import array_stats
 from scipy.special import logsumexp
 from scipy.stats import binom
 
@@ -37,6 +38,7 @@ FEWEST_EFFECTIVE = 50  # samples, whether weighted or in chains
 HALVING_LIMIT = 5.0  # standard errors between log Z of the two halves of the samples
 R_HAT_LIMIT = 1.1  # Gelman et al. (2013): above it chains have not mixed
 FEWEST_PARTICLE_REPEATS = 3
+FEWEST_IN_TAIL = 5  # weights, of a Pareto fit (arviz-stats refuses fewer)
 
 
 def normalized_weights(log_weights: np.ndarray) -> np.ndarray:
@@ -97,45 +99,32 @@ def clipped_ess(log_weights: np.ndarray, share: float = 1e-4) -> ClippedEss:
 
 
 def pareto_k(log_weights: np.ndarray) -> float:
-    """Shape of the generalized Pareto distribution fitted to the largest weights.
+    """Shape of the generalized Pareto distribution fitted to the largest weights, by arviz-stats.
 
-    The tail holds ``min(n/5, 3 sqrt(n))`` samples. Below 0.5 the variance of the weights is finite, above 0.7
-    estimates are unreliable at any practical n. Infinite where the tail has no spread to fit or too few samples. Agrees
-    to 0.01 with arviz-stats 0.8.0 on normal, log-normal and Pareto weights, which it saves as a dependency.
+    The tail holds ``min(n/5, 3 sqrt(n))`` of the n weights above zero. Below 0.5 the variance of the weights is finite,
+    above 0.7 estimates are unreliable at any practical n. Infinite where the tail has too few samples or no spread to
+    fit (a quarter of it is one value), -infinite where all of it is one value.
 
     References
     ----------
     Vehtari et al., Pareto smoothed importance sampling (2024); Zhang and Stephens, Technometrics 51, 316 (2009).
     """
-    n = len(log_weights)
-    n_tail = min(n // 5, math.ceil(3 * math.sqrt(n)))
-    if n_tail < 5 or not np.isfinite(np.max(log_weights)):
+    finite = log_weights[np.isfinite(log_weights)]
+    n_tail = min(len(finite) // 5, math.floor(3 * math.sqrt(len(finite))))
+    if n_tail < FEWEST_IN_TAIL:
         return math.inf
-    tail = np.sort(np.exp(log_weights - np.max(log_weights)))[-n_tail - 1 :]
-    excess = tail[1:] - tail[0]
+    tail = np.sort(np.partition(finite, -n_tail - 1)[-n_tail - 1 :])
+    excess = np.exp(tail[1:] - tail[-1]) - np.exp(tail[0] - tail[-1])
     if excess[-1] <= 0:
-        return -math.inf  # equal weights: no tail at all
-    return _fit_generalized_pareto(excess[excess > 0])
+        return -math.inf
+    if excess[int(n_tail / 4 + 0.5) - 1] <= 0:  # the quartile that the fit divides by
+        return math.inf
+    return float(array_stats.psislw(-finite)[1])
 
 
 def pareto_limit(n: int) -> float:
     """Largest Pareto k at which n samples are enough: ``min(1 - 1/log10(n), 0.7)`` (Vehtari et al. 2024, section 3)."""
     return min(1 - 1 / math.log10(max(n, 2)), PARETO_LIMIT)
-
-
-def _fit_generalized_pareto(x: np.ndarray) -> float:
-    """Shape k from sorted positive excesses, with the weak prior of PSIS (10 observations at k = 0.5)."""
-    n = len(x)
-    if n < 5:
-        return math.inf
-    n_grid = 30 + int(math.sqrt(n))
-    grid = np.arange(1, n_grid + 1)
-    theta = 1 / x[-1] + (1 - np.sqrt(n_grid / (grid - 0.5))) / (3 * x[int(n / 4 + 0.5) - 1])
-    k = np.log1p(-theta[:, None] * x).mean(axis=1)
-    log_likelihood = n * (np.log(-theta / k) - k - 1)
-    posterior = np.exp(log_likelihood - logsumexp(log_likelihood))
-    shape = float(np.log1p(-(theta @ posterior) * x).mean())
-    return (n * shape + 10 * 0.5) / (n + 10)
 
 
 @dataclass(frozen=True)

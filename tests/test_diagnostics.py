@@ -46,6 +46,19 @@ def test_pareto_k_finds_the_shape_of_a_pareto_tail(shape):
     assert np.mean(values) == pytest.approx(shape, abs=0.06)
 
 
+def test_pareto_k_of_weights_that_have_no_tail_to_fit():
+    assert pareto_k(np.zeros(1000)) == -math.inf
+    assert pareto_k(np.r_[np.zeros(900), np.ones(100)]) == -math.inf
+    assert pareto_k(np.r_[np.zeros(999), 5.0]) == math.inf  # one weight above the others
+    assert pareto_k(np.zeros(24)) == math.inf
+    assert pareto_k(np.full(100, -np.inf)) == math.inf
+
+
+def test_weights_of_zero_are_no_part_of_the_tail():
+    values = np.random.default_rng(2).normal(size=2000)
+    assert pareto_k(np.r_[np.full(20_000, -np.inf), values]) == pareto_k(values)
+
+
 def test_clipping_shows_both_values():
     """Of four weights 1, 1, 1, 9 the largest is lowered to 1: ESS 144/84/4 before, 1 after."""
     both = clipped_ess(np.log([1.0, 1.0, 1.0, 9.0]), 0.01)

@@ -1,5 +1,6 @@
 """Annealed importance and flow chains: known log Z and populations, moves that leave the target alone, honest costs."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -82,6 +83,20 @@ def test_mean_of_z_is_unbiased():
     z = np.exp(ensemble.log_weights - generator.potential.log_z).reshape(4000, 8).mean(axis=1)
     assert abs(z.mean() - 1) < 3.5 * z.std() / math.sqrt(4000) < 0.1
     assert 0 < max(ensemble.record["resampled"]) <= 1
+
+
+def test_repeats_that_have_arrived_outlive_an_early_end():
+    """40 repeats of 100 in four batches of ten along two places, ended in the third: the first two batches are kept."""
+    options = {"n_particles": 100, "n_repeats": 40, "schedule": [0.5, 1.0], "n_leapfrog": 2, "seed": 4}
+    whole = annealed_importance(poor_generator(), **options)
+    kept = annealed_importance(poor_generator(), **options, progress=lambda steps: itertools.islice(steps, 5))
+    assert (whole.sampling.n_groups, kept.sampling.n_groups, len(kept)) == (40, 20, 2000)
+    assert (whole.record["ended_early"], kept.record["ended_early"]) == (False, True)
+    np.testing.assert_array_equal(kept.log_weights, whole.log_weights[:2000])
+    assert kept.evaluations < whole.evaluations
+    assert abs(kept.log_z.value - DoubleWell().log_z) < 2 * kept.log_z.half_width < 0.5
+    with pytest.raises(PotentialError, match="ended before"):
+        annealed_importance(poor_generator(), **options, progress=lambda steps: itertools.islice(steps, 1))
 
 
 def test_resampling_copies_in_proportion_to_weights():

@@ -42,45 +42,31 @@ class BeyondSettings:
     Attributes
     ----------
     molecule : MoleculeSettings
-        Its data, and the sizes of the Cartesian flow.
-    pretraining_steps : int
-        With KL_z on the data, of either generator.
-    refinement : Refinement
-        With L2+.
-    n_measured : int
-        Samples of each point.
+        Its data, the sizes of the Cartesian flow, and the steps of pre-training and refinement of either generator.
+    learning_rates : {kind: float}
+        Of the refinements with L2+. A Cartesian flow needs smaller steps than one in internal coordinates.
     """
 
     molecule: MoleculeSettings
-    pretraining_steps: int
-    refinement: Refinement
-    n_measured: int
+    learning_rates: Mapping[str, float]
+
+    @property
+    def batch_size(self) -> int:
+        """Evaluations of a step."""
+        return self.molecule.refinement.batch_size
+
+    def refinement(self, kind: str) -> Refinement:
+        """That of a generator."""
+        return replace(self.molecule.refinement, loss="l2+", learning_rate=self.learning_rates[kind])
 
     def shortened(self, share: float) -> BeyondSettings:
         """The same with a share of all steps and samples, to try whether it runs; it shows nothing then."""
-        cut = lambda n, least: max(least, round(share * n))
-        steps = cut(self.refinement.n_steps, 4)
-        return BeyondSettings(
-            self.molecule.shortened(share),
-            cut(self.pretraining_steps, 5),
-            replace(self.refinement, n_steps=steps, measure_every=max(1, steps // 2), batch_size=64),
-            cut(self.n_measured, 100),
-        )
+        return replace(self, molecule=self.molecule.shortened(share))
 
 
 SETTINGS = {
-    "quick": BeyondSettings(
-        DIALANINE_SETTINGS["quick"],
-        pretraining_steps=2000,
-        refinement=Refinement("l2+", n_steps=600, batch_size=256, learning_rate=3e-5, measure_every=50),
-        n_measured=2000,
-    ),
-    "paper": BeyondSettings(
-        DIALANINE_SETTINGS["paper"],
-        pretraining_steps=10_000,
-        refinement=Refinement("l2+", n_steps=100_000, batch_size=256, learning_rate=1e-4, measure_every=1000),
-        n_measured=10_000,
-    ),
+    "quick": BeyondSettings(DIALANINE_SETTINGS["quick"], {"internal": 3e-4, "cartesian": 3e-5}),
+    "paper": BeyondSettings(DIALANINE_SETTINGS["paper"], {"internal": 3e-4, "cartesian": 1e-4}),
 }
 
 CLAIMS = (
@@ -150,7 +136,7 @@ def run(
                 f"beyond, seed {seed}, {kind}: minor mode {minor[0]:.2f} -> {minor[-1]:.2f} %, "
                 f"ESS {ess[0]:.1f} -> {ess[-1]:.1f} %"
             )
-    figures = {seed: _figures(some, true, settings.refinement.batch_size) for seed, some in curves.items()}
+    figures = {seed: _figures(some, true, settings.batch_size) for seed, some in curves.items()}
     return Report(
         name="beyond",
         title="Beyond the paper: hydrogens from a flow, and internal coordinates",
@@ -164,7 +150,7 @@ def run(
             "figures": {str(seed): dict(values) for seed, values in figures.items()},
             "curves": {str(seed): {k: c.as_dict() for k, c in some.items()} for seed, some in curves.items()},
         },
-        draw=partial(draw, curves, true, KINDS, settings.refinement.batch_size),
+        draw=partial(draw, curves, true, KINDS, settings.batch_size),
         notes=[
             "Percentages are of the samples as generated, without weights. The Cartesian generator has the alignment "
             "penalty in its target, whose factor its true share contains. Evaluations and seconds are those of the "
@@ -190,12 +176,12 @@ def _curve(
     generator = BoltzmannGenerator.for_molecule(
         data.molecule, data.potential, coordinates=kind, hydrogens="flow", config=config, seed=seed
     )
-    n, batch_size = settings.pretraining_steps, settings.refinement.batch_size
-    pretrained_on_data(data, generator, n, batch_size, seed, checkpoint(f"seed{seed}-{kind}-pretrained"))
+    path = checkpoint(f"seed{seed}-{kind}-pretrained")
+    pretrained_on_data(data, generator, sizes.pretraining_steps, settings.batch_size, seed, path)
     return refine(
         generator,
-        settings.refinement,
-        lambda other: _measure(other, data, settings.n_measured),
+        settings.refinement(kind),
+        lambda other: _measure(other, data, sizes.n_measured),
         checkpoint=checkpoint(f"seed{seed}-{kind}"),
         identity={"seed": seed, "settings": str(settings)},
     )[0]
@@ -235,7 +221,7 @@ def _figures(curves: Mapping[str, Curve], true: Mapping[str, float], batch_size:
 
 
 def _choices(settings: BeyondSettings) -> list[Choice]:
-    refinement = settings.refinement
+    molecule, rates = settings.molecule, settings.learning_rates
     return [
         Choice("data, temperature, force field", "", "those of the experiment dialanine"),
         Choice(
@@ -246,14 +232,15 @@ def _choices(settings: BeyondSettings) -> list[Choice]:
         Choice(
             "generators",
             "Cartesian, hydrogens at their minimum",
-            f"hydrogens from the package's conditional flow; Cartesian heavy atoms by {settings.molecule.n_rounds} x 4 "
-            f"couplings of {settings.molecule.n_hidden}, or internal coordinates by the package's default flow",
+            f"hydrogens from the package's conditional flow; Cartesian heavy atoms by {molecule.n_rounds} x 4 "
+            f"couplings of {molecule.n_hidden}, or internal coordinates by the package's default flow",
         ),
         Choice(
             "training",
             "",
-            f"KL_z on the data for {settings.pretraining_steps:,} steps, then L2+ for {refinement.n_steps:,} with a "
-            f"learning rate of {refinement.learning_rate:g}, batches of {refinement.batch_size}",
+            f"KL_z on the data for {molecule.pretraining_steps:,} steps, then L2+ for {molecule.refinement.n_steps:,} "
+            f"with learning rates of {rates['internal']:g} (internal) and {rates['cartesian']:g} (Cartesian), batches "
+            f"of {settings.batch_size}",
         ),
         Choice(
             "outside the domain",

@@ -43,14 +43,14 @@ def draw(
         for number, some in enumerate(curves.values()):
             curve, label = some[kind], labels[kind] if number == 0 else None
             steps = np.asarray(curve.steps)
-            minor.plot(steps * batch_size, curve.values["minor"], color=colour, linewidth=1.0, label=label)
-            evaluations.plot(steps * batch_size, curve.values["ess"], color=colour, linewidth=1.0)
+            minor.plot(steps * batch_size / 1000, curve.values["minor"], color=colour, linewidth=1.0, label=label)
+            evaluations.plot(steps * batch_size / 1000, curve.values["ess"], color=colour, linewidth=1.0)
             seconds.plot(curve.seconds * steps / steps[-1], curve.values["ess"], color=colour, linewidth=1.0)
     minor.set_ylabel("minor mode, as generated / %")
     minor.set_ylim(bottom=0)
     minor.legend(fontsize="x-small", frameon=False)
     for ax in (minor, evaluations):
-        ax.set_xlabel("evaluations of the refinement")
+        ax.set_xlabel("thousand evaluations of the refinement")
     seconds.set_xlabel("seconds of the refinement")
     for ax in (evaluations, seconds):
         ax.set_ylabel("ESS / %")

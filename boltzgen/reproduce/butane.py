@@ -72,7 +72,7 @@ SETTINGS = {
         placed=Sampling(n_steps=2500, n_replicas=4, t_max=800.0, save_interval=100, time_step=1.5),
         placement_steps=400,
         pretraining_steps=1000,
-        refinement=Refinement("", n_steps=200, batch_size=256, learning_rate=1e-4, measure_every=20),
+        refinement=Refinement("", n_steps=1000, batch_size=256, learning_rate=1e-4, measure_every=50),
         n_measured=2000,
         refinement_strength=0.0,
         n_rounds=8,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_molecule", "describe_training", "file_hash", "now", "versions"]
 
-_PACKAGES = ("torch", "openmm", "openmmtools", "mdtraj", "numpy", "scipy", "safetensors", "zuko")
+_PACKAGES = ("torch", "openmm", "openmmtools", "mdtraj", "numpy", "scipy", "safetensors", "zuko", "arviz-stats")
 
 
 def versions() -> dict[str, str]:

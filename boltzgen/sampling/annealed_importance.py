@@ -8,6 +8,7 @@ Z, and the weights are those of the target.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from boltzgen.energy.orientation import log_rigid_integral
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
 from boltzgen.sampling.hybrid_moves import HamiltonianMoves, PathState, TargetPath, move_masses
-from boltzgen.sampling.run import Progress, progress_steps
+from boltzgen.sampling.run import Progress, interruptible_steps
 from boltzgen.sampling.run import generator as seeded
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["annealed_importance"]
 
 PILOT_PARTICLES = 256
+AT_ONCE = 1000  # particles; larger batches are hardly faster, and an interruption loses one
 MOST_LEVELS = 2000
 TUNING_MOVES = 10  # before the first level; later levels start from the step size of the one before
 
@@ -79,19 +81,21 @@ def annealed_importance(
         nm, to start tuning from; 2e-3 for molecules and 0.3 otherwise if absent.
     seed : int
     progress : bool or callable
-        Show a progress bar, or wrap the places with this. Particles on the way are samples of nothing yet, so Ctrl-C
-        leaves none: make a long run of short ones with seeds of their own, and join them (`Ensemble.concatenate`).
+        Show a progress bar, or wrap the places with this, which may end them early too. Repeats go along the path some
+        at a time, about 1,000 particles; with the bar, the first Ctrl-C keeps those that have arrived.
 
     Returns
     -------
     Ensemble
         `kind` is "particles" with one group for each repeat, or "independent" without resampling; `evaluations` counts
-        the pilot too; `record` holds the schedule, step sizes, acceptance, effective sizes and times of resampling.
+        the pilot too; `record` holds the schedule, step sizes, acceptance, effective sizes and times of resampling, and
+        whether it was ended early.
 
     Raises
     ------
     PotentialError
-        Settings that make no sense, or a generator without an exact density of all atoms.
+        Settings that make no sense, a generator without an exact density of all atoms, or an end before the first
+        repeats have arrived.
 
     References
     ----------
@@ -103,34 +107,77 @@ def annealed_importance(
     path, rng = TargetPath(generator), seeded(seed, generator.device)
     state = _draw(path, PILOT_PARTICLES, rng)
     size = step_size if step_size is not None else (0.3 if generator.molecule is None else 2e-3)
-    steps = n_leapfrog if moves == "hmc" else 1
     masses = move_masses(generator, state.positions.shape[1])
-    mover = HamiltonianMoves(path, masses, size, steps, rng)
+    mover = HamiltonianMoves(path, masses, size, n_leapfrog if moves == "hmc" else 1, rng)
     places, sizes = _pilot(path, state, mover, n_moves, schedule, conditional_ess)
-    state = _draw(path, n_particles * n_repeats, rng)
-    log_weights = torch.zeros(n_repeats, n_particles, dtype=torch.float64, device=rng.device)
-    record: dict[str, list[float]] = {"acceptance": [], "ess": [], "resampled": []}
-    previous = 0.0
-    for k in progress_steps(len(places), progress, "annealed importance"):
-        t = places[k]
-        log_weights = log_weights + _increment(state, t - previous).reshape(log_weights.shape)
-        state, log_weights, share = _resample(state, log_weights, resample_below, rng)
-        mover.step_size = sizes[k]
+    at_once = max(1, AT_ONCE // n_particles)
+    n_batches, n_places = math.ceil(n_repeats / at_once), len(places)
+    arrived: list[_Repeats] = []
+    with interruptible_steps(n_batches * n_places, progress, "annealed importance") as steps:
+        for batch, k in (divmod(step, n_places) for step in steps):
+            if k == 0:
+                n = min(at_once, n_repeats - batch * at_once)
+                repeats = _Repeats(_draw(path, n * n_particles, rng), n)
+            mover.step_size = sizes[k]
+            repeats.advance(places[k], mover, n_moves, resample_below)
+            if k == n_places - 1:
+                arrived.append(repeats)
+    if not arrived:
+        raise PotentialError("ended before the first particles came to the target: there are no samples to keep")
+    record = {
+        "schedule": list(places),
+        "step_sizes": list(sizes),
+        "moves": moves,
+        "n_moves": n_moves,
+        "seed": seed,
+        **_mean_records(arrived),
+        "ended_early": sum(len(repeats.log_weights) for repeats in arrived) < n_repeats,
+        "seconds": time.perf_counter() - begin,
+    }
+    spent = generator.potential.counts.energy - before
+    return _ensemble(generator, arrived, resample_below > 0, spent, record)
+
+
+class _Repeats:
+    """Independent repeats on their way along the path: weighted, resampled and moved together.
+
+    Parameters
+    ----------
+    state : PathState
+        Particles of the generator, those of each repeat together.
+    n_repeats : int
+
+    Attributes
+    ----------
+    log_weights : (n_repeats, n) tensor
+    record : {name: list of float}
+        A value at each place.
+    """
+
+    def __init__(self, state: PathState, n_repeats: int) -> None:
+        self.state, self._place = state, 0.0
+        self.log_weights = torch.zeros_like(state.log_q, dtype=torch.float64).reshape(n_repeats, -1)
+        self.record: dict[str, list[float]] = {"acceptance": [], "ess": [], "resampled": []}
+
+    def advance(self, place: float, mover: HamiltonianMoves, n_moves: int, resample_below: float) -> None:
+        """Go on to a place of the path."""
+        log_weights = self.log_weights + _increment(self.state, place - self._place).reshape(self.log_weights.shape)
+        self.state, self.log_weights, share = _resample(self.state, log_weights, resample_below, mover.rng)
         for _ in range(n_moves):
-            state = mover(state, t)
-        record["acceptance"].append(mover.acceptance)
-        record["ess"].append(float(_relative_ess(log_weights.flatten()[None])))
-        record["resampled"].append(share)
-        previous = t
-    settings = {"schedule": list(places), "step_sizes": list(sizes), "moves": moves, "n_moves": n_moves, "seed": seed}
-    return _ensemble(
-        generator,
-        state,
-        log_weights,
-        resample_below > 0,
-        generator.potential.counts.energy - before,
-        {**settings, **record, "seconds": time.perf_counter() - begin},
-    )
+            self.state = mover(self.state, place)
+        self.record["acceptance"].append(mover.acceptance)
+        self.record["ess"].append(float(_relative_ess(self.log_weights.flatten()[None])))
+        self.record["resampled"].append(share)
+        self._place = place
+
+
+def _mean_records(arrived: Sequence[_Repeats]) -> dict[str, list[float]]:
+    """The mean over all repeats, at each place."""
+    sizes = [len(repeats.log_weights) for repeats in arrived]
+    return {
+        name: np.average([repeats.record[name] for repeats in arrived], axis=0, weights=sizes).tolist()
+        for name in arrived[0].record
+    }
 
 
 def _draw(path: TargetPath, n: int, rng: torch.Generator) -> PathState:
@@ -223,19 +270,21 @@ def _resample(
 
 def _ensemble(
     generator: BoltzmannGenerator,
-    state: PathState,
-    log_weights: Tensor,
+    arrived: Sequence[_Repeats],
     resampled: bool,
     evaluations: int,
     record: dict[str, object],
 ) -> Ensemble:
+    joined = lambda parts: torch.cat(list(parts))
+    positions, log_p = (joined(getattr(one.state, name) for one in arrived) for name in ("positions", "log_p"))
+    log_weights = joined(one.log_weights for one in arrived)
     n_repeats, n = log_weights.shape
     with torch.no_grad():
-        energies = generator.potential(state.positions)
-    weights = torch.where(torch.isfinite(state.log_p), log_weights.flatten(), -torch.inf)
-    rigid = None if generator.alignment is None else log_rigid_integral(generator.alignment, state.positions)
+        energies = generator.potential(positions)
+    weights = torch.where(torch.isfinite(log_p), log_weights.flatten(), -torch.inf)
+    rigid = None if generator.alignment is None else log_rigid_integral(generator.alignment, positions)
     return Ensemble(
-        positions=state.positions.cpu().numpy(),
+        positions=positions.cpu().numpy(),
         log_weights=weights.cpu().numpy(),
         kT=generator.kT,
         energies=energies.cpu().numpy(),

@@ -1,0 +1,65 @@
+"""Dialanine with the paper's network and pre-training, and as many of its 100,000 iterations as are asked for.
+
+    boltzgen reproduce dialanine --out FOLDER
+    python benchmarks/paper_sizes.py --out FOLDER [--iterations 6000] [--seeds 0] [--only NAME]
+
+Reference, data, and the network for hydrogens are those of the scale "quick", from its checkpoints in the same folder.
+Writes FOLDER/sizes/dialanine.json, .md and .png; Ctrl-C, then the same command goes on. With --only one refinement
+alone is brought to its end, so that several can run side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from boltzgen.reproduce.dialanine import CURVES, DIALANINE, SETTINGS, run
+from boltzgen.reproduce.heavy_atoms import prepare
+from boltzgen.reproduce.molecule_curves import checkpoints_in, refine_all
+from boltzgen.reproduce.molecule_settings import MoleculeSettings
+
+SHARED = ("reference", "data", "network", "minimized")
+SCALE = "sizes"
+
+
+def settings_of(iterations: int) -> MoleculeSettings:
+    """Sizes and pre-training of the paper, the rest as in the scale "quick"."""
+    quick, paper = SETTINGS["quick"], SETTINGS["paper"]
+    return replace(
+        quick,
+        n_rounds=paper.n_rounds,
+        n_hidden=paper.n_hidden,
+        pretraining_steps=paper.pretraining_steps,
+        refinement=replace(quick.refinement, n_steps=iterations, measure_every=max(1, iterations // 40)),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--iterations", type=int, default=6000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", choices=[kind.name for kind in CURVES])
+    options = parser.parse_args()
+    folder, say = options.out / SCALE, lambda line: print(line, flush=True)
+    kept, shared = checkpoints_in(folder, f"dialanine-{SCALE}"), checkpoints_in(options.out, "dialanine-quick")
+    for name in SHARED:
+        if not kept(name).exists():
+            shutil.copy(shared(name), kept(name))
+    settings = settings_of(options.iterations)
+    if options.only is None:
+        report = run(settings, options.seeds, folder, say, scale=SCALE)
+        report.write(folder, shlex.join(["python", *sys.argv]))
+        return
+    heavy = prepare(DIALANINE, settings, kept, say)
+    kinds = [kind for kind in CURVES if kind.name == options.only]
+    for seed in options.seeds:
+        refine_all(heavy, settings, kinds, seed, kept, say)
+
+
+if __name__ == "__main__":
+    main()
