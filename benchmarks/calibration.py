@@ -59,9 +59,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of the name of a table")
     parser.add_argument("--write", action="store_true", help=f"also replace these tables in {RESULT.name}")
     options = parser.parse_args()
-    for title in [*PARTS, VERDICTS]:
-        if options.only not in title:
-            continue
+    chosen = [title for title in [*PARTS, VERDICTS] if options.only in title]
+    if not chosen:
+        parser.error(f"no table has {options.only!r} in its name: {'; '.join([*PARTS, VERDICTS])}")
+    for title in chosen:
         begin, lines = time.time(), [title, *made_with(options)]
         for row in rows(title, options.repetitions, options.seed):
             print(row, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import shlex
@@ -24,6 +25,7 @@ from boltzgen.reproduce.command import add_options, run_command
 __all__ = ["main"]
 
 OK, FAILED, WRONG_INPUT = 0, 1, 2
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 EPILOG = """\
 examples:
@@ -180,6 +182,7 @@ def _guarded(
 
     try:
         work()
+        sys.stdout.flush()
         return OK
     except BoltzgenError as error:
         message, code = refuse(error)
@@ -196,9 +199,13 @@ def _guarded(
         go_on()
         return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     except BrokenPipeError:  # whoever read the output has seen enough, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return FAILED
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:  # not of a file: of stdout
+            _drop_output()
+            _complain(f"the output cannot be written: {error.strerror}")
+            return FAILED
         traceback.print_exc()
         _complain("this is a defect of boltzgen: please report it with the lines above")
         go_on()
@@ -217,6 +224,11 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _say(text: str) -> None:
     print(text, flush=True)
+
+
+def _drop_output() -> None:
+    """Leave nothing in the buffer that Python would try to write when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _murmur(text: str) -> None:

@@ -181,6 +181,16 @@ def test_a_reader_that_stops_early_is_no_defect(finished_run):
     assert done.stdout.startswith("profile of phi")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_output_to_a_full_disk_is_no_defect(finished_run):
+    for options in ([], ["--json"]):
+        with open("/dev/full", "w") as full:
+            words = [sys.executable, "-m", "boltzgen", "profile", str(finished_run.folder), "phi", *options]
+            done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr == "boltzgen: error: the output cannot be written: No space left on device\n"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_ends_a_reference_early_with_what_it_has(finished_run, tmp_path, capsys, monkeypatch):
     class CtrlCBeforeSeventhRound(Interrupts):

@@ -25,6 +25,7 @@ from boltzgen.training import Training
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "boltzgen training"
+SHOWN = 40  # characters of a value, in messages
 FORMAT_VERSION = 4  # since 3: buffer, cooling, streams of random numbers; since 4: errors of foreseen populations
 
 
@@ -65,9 +66,9 @@ class Checkpoint:
             Naming what differs, with both values.
         """
         differences = [
-            f"{name} is {_short(self.identity.get(name))} there and {_short(value)} here"
-            for name, value in identity.items()
-            if self.identity.get(name) != value
+            "{} is {} there and {} here".format(name, *_apart(self.identity.get(name), identity.get(name)))
+            for name in dict.fromkeys([*identity, *self.identity])
+            if self.identity.get(name) != identity.get(name)
         ]
         if differences:
             raise CheckpointError(f"{self.path} belongs to another run: {'; '.join(differences)}")
@@ -170,7 +171,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"the checkpoint {path} is damaged: {error} is missing") from error
 
 
-def _short(value: Any) -> str:
-    """A value as text; long hashes and structures are cut."""
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"
+def _apart(there: Any, here: Any) -> tuple[str, ...]:
+    """Two values as text; of long ones the part that begins with the word in which they differ."""
+    texts = str(there), str(here)
+    if max(map(len, texts)) <= SHOWN:
+        return texts
+    common = next((k for k, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    start = max(texts[0].rfind(" ", 0, common), texts[0].rfind("(", 0, common)) + 1
+    return tuple(text[start:] if len(text) <= start + SHOWN else f"{text[start : start + SHOWN]}…" for text in texts)
