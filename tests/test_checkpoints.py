@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from signals import interrupted_when_asked
 
 from boltzgen.errors import CheckpointError, OutputError
 from boltzgen.interrupts import Interrupts, RunInterrupted
@@ -42,16 +43,7 @@ def parameters(generator):
 
 
 def test_interrupted_and_resumed_is_the_same_to_the_last_bit(options, finished_run, monkeypatch):
-    class SignalInSeventhStep(Interrupts):
-        asked = 0
-
-        def requested(self):
-            self.asked += 1
-            if self.asked == 7:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().requested()
-
-    monkeypatch.setattr(run_module, "Interrupts", SignalInSeventhStep)
+    monkeypatch.setattr(run_module, "Interrupts", interrupted_when_asked(7, signal.SIGTERM))
     with pytest.raises(RunInterrupted) as stop:
         execute(prepare(options))
     assert stop.value.signal_number == signal.SIGTERM

@@ -1,19 +1,17 @@
 """Commands on a finished run: their numbers are those of the library, and bad input is one line."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 
 import mdtraj
 import numpy as np
 import pytest
+from signals import interrupted_when_asked
 
 from boltzgen.cli import main
 from boltzgen.ensemble import Ensemble
-from boltzgen.interrupts import Interrupts
 
 BASIN = "C7ax: 0 < phi < 150"
 
@@ -92,24 +90,15 @@ def test_more_samples_are_a_run_again(run, tmp_path, capsys):
 
 
 def test_ctrl_c_ends_the_drawing_with_what_there_is(run, tmp_path, capsys, monkeypatch):
-    class CtrlCBeforeFourthBlock(Interrupts):
-        asked = 0
-
-        def requested(self):
-            self.asked += 1
-            if self.asked == at:
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().requested()
-
-    monkeypatch.setattr("boltzgen.interrupts.Interrupts", CtrlCBeforeFourthBlock)
+    monkeypatch.setattr("boltzgen.interrupts.Interrupts", interrupted_when_asked(4))
     monkeypatch.setattr("boltzgen.run.files.BLOCK", 64)
-    at, out = 4, tmp_path / "part"
+    out = tmp_path / "part"
     assert main(["sample", run, "-n", "500", "--out", str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["n_samples"] == found["energy_evaluations"] == 3 * 64
     assert found["ended_early"] is True
     assert main(["free-energy", str(out), "--basin", BASIN]) == 0
-    at = 1  # before anything is drawn
+    monkeypatch.setattr("boltzgen.interrupts.Interrupts", interrupted_when_asked(1))  # before anything is drawn
     assert main(["sample", run, "-n", "500", "--out", str(tmp_path / "none")]) == 130
     assert not (tmp_path / "none").exists()
 

@@ -12,13 +12,13 @@ import numpy as np
 import openmm
 import pytest
 from openmm import app
+from signals import interrupted_when_asked
 
 from boltzgen.cli import main
 from boltzgen.commands import COMMANDS
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import OutputError
 from boltzgen.generator import BoltzmannGenerator
-from boltzgen.interrupts import Interrupts
 from boltzgen.run.files import BLOCK, drawn, read_history
 
 FAST = ["--forcefield", "amber96"]
@@ -193,16 +193,7 @@ def test_output_to_a_full_disk_is_no_defect(finished_run):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_ends_a_reference_early_with_what_it_has(finished_run, tmp_path, capsys, monkeypatch):
-    class CtrlCBeforeSeventhRound(Interrupts):
-        asked = 0
-
-        def requested(self):
-            self.asked += 1
-            if self.asked == 7:
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().requested()
-
-    monkeypatch.setattr("boltzgen.interrupts.Interrupts", CtrlCBeforeSeventhRound)
+    monkeypatch.setattr("boltzgen.interrupts.Interrupts", interrupted_when_asked(7))
     before = signal.getsignal(signal.SIGINT)
     out = tmp_path / "reference"
     assert main(["reference", str(finished_run.folder), "--budget", "500000", "--out", str(out)]) == 0

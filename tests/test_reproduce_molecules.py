@@ -15,12 +15,12 @@ from boltzgen.collective_variables import parse_basin
 from boltzgen.energy import CompiledPotential, OpenMMPotential
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import CheckpointError, StructureError
-from boltzgen.reproduce import beyond, butane, dialanine
+from boltzgen.reproduce import beyond, butane, dialanine, heavy_atoms
 from boltzgen.reproduce.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED, examine
 from boltzgen.reproduce.curves import Curve, kept_arrays
 from boltzgen.reproduce.heavy_atoms import Frames, prepare, spread
 from boltzgen.reproduce.hydrogen_bias import equation_32
-from boltzgen.reproduce.molecule_curves import cloud_of, measure, oriented_data, refine_all
+from boltzgen.reproduce.molecule_curves import checkpoints_in, cloud_of, measure, oriented_data, refine_all
 
 SMALL = butane.SETTINGS["quick"].shortened(1e-6)
 
@@ -269,6 +269,19 @@ def test_kept_arrays_belong_to_their_settings(tmp_path):
     assert np.array_equal(first["x"], again["x"])
     with pytest.raises(CheckpointError, match="seed"):
         kept_arrays(path, {"seed": 1}, dict)
+
+
+def test_what_was_made_from_other_data_is_refused(tmp_path, monkeypatch):
+    """The reference is gone on with; what was trained or sampled from the data is not."""
+    monkeypatch.setattr(heavy_atoms, "spread", lambda known, frames, sampling, chosen=None: frames.positions[:8])
+    checkpoint = checkpoints_in(tmp_path, "butane")
+    prepare(butane.BUTANE, SMALL, checkpoint, lambda line: None)
+    other = replace(SMALL, data_share=("anti", 0.5))
+    with pytest.raises(CheckpointError, match=r"data\.pt .*start is None, .* there and \('anti', 0\.5\), .* here"):
+        prepare(butane.BUTANE, other, checkpoint, lambda line: None)
+    (tmp_path / "checkpoints" / "butane" / "data.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"network\.pt .*data is"):
+        prepare(butane.BUTANE, other, checkpoint, lambda line: None)
 
 
 def test_first_step_with_an_ess():

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from signals import interrupted_when_asked
 
 import boltzgen as bg
 from boltzgen.diagnostics import Coverage, Verdict
@@ -80,17 +80,8 @@ def test_the_network_is_trained_before_the_heavy_atoms(network_run, options):
 def test_a_network_run_goes_on_as_if_never_stopped(network_run, options, tmp_path, monkeypatch):
     n_placement = make_schedule(10_000, 300.0, hydrogens="network").placement_steps
 
-    class SignalInThirdStep(Interrupts):
-        asked = 0
-
-        def requested(self):
-            SignalInThirdStep.asked += 1
-            if SignalInThirdStep.asked == n_placement + 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().requested()
-
     again = replace(options, hydrogens="network", out=tmp_path / "run")
-    monkeypatch.setattr(run_module, "Interrupts", SignalInThirdStep)
+    monkeypatch.setattr(run_module, "Interrupts", interrupted_when_asked(n_placement + 3, signal.SIGTERM))
     with pytest.raises(RunInterrupted):
         execute(prepare(again))
     monkeypatch.setattr(run_module, "Interrupts", Interrupts)
@@ -106,18 +97,9 @@ def test_a_network_run_goes_on_as_if_never_stopped(network_run, options, tmp_pat
 def test_a_network_run_goes_on_in_the_middle_of_the_placement(network_run, options, tmp_path, monkeypatch):
     """To the last bit what an unbroken run gives, interrupted before the heavy atoms took a step."""
 
-    class SignalInSeventhStep(Interrupts):
-        asked = 0
-
-        def requested(self):
-            self.asked += 1
-            if self.asked == 7:
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().requested()
-
     again = replace(options, hydrogens="network", out=tmp_path / "run")
     n_steps = make_schedule(10_000, 300.0, hydrogens="network").placement_steps
-    monkeypatch.setattr(run_module, "Interrupts", SignalInSeventhStep)
+    monkeypatch.setattr(run_module, "Interrupts", interrupted_when_asked(7))
     with pytest.raises(RunInterrupted):
         execute(prepare(again))
     stored = load_checkpoint(tmp_path / "run" / "checkpoint.pt")

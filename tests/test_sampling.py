@@ -15,12 +15,12 @@ import pytest
 import torch
 from openmm import unit
 from scipy.integrate import quad
+from signals import interrupted_when_asked
 from torch import Tensor
 
 from boltzgen import sampling
 from boltzgen.energy import BatchedPotential, CompiledPotential, RawEvaluation
 from boltzgen.errors import PotentialError
-from boltzgen.interrupts import Interrupts
 from boltzgen.sampling.langevin import layout_forces
 from boltzgen.sampling.run import GAS_CONSTANT, generator
 
@@ -205,23 +205,15 @@ def test_a_run_that_is_ended_early_keeps_what_it_has() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_ends_a_sampler_that_shows_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal comes before the seventh round of ten; two are burn-in."""
-
-    class CtrlCBeforeSeventhRound(Interrupts):
-        asked = 0
-
-        def requested(self) -> bool:
-            self.asked += 1
-            if self.asked == 7:
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().requested()
-
-    monkeypatch.setattr("boltzgen.sampling.run.Interrupts", CtrlCBeforeSeventhRound)
+    asked = lambda: monkeypatch.setattr("boltzgen.sampling.run.Interrupts", interrupted_when_asked(7))
     system = chain()
     potential = CompiledPotential(system.system, positions=system.positions)
     bias = sampling.TorsionBias((system.torsions["phi"], system.torsions["psi"]), np.zeros((12, 12)))
     options: dict[str, Any] = {"n_steps": 100, "n_walkers": 4, "save_interval": 10, "progress": True}
     before = signal.getsignal(signal.SIGINT)
+    asked()
     tempered = sampling.parallel_tempering(system, potential, n_replicas=2, exchange_interval=10, **options)
+    asked()
     flattened = sampling.flattened_sampling(system, potential, bias, n_groups=2, burn_in=0.2, **options)
     assert signal.getsignal(signal.SIGINT) is before
     for run in (tempered, flattened):

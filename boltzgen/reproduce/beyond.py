@@ -42,12 +42,16 @@ class BeyondSettings:
     Attributes
     ----------
     molecule : MoleculeSettings
-        Its data, the sizes of the Cartesian flow, and the steps of pre-training and refinement of either generator.
+        Its data, the sizes of the Cartesian flow, and the pre-training of either generator.
+    n_steps, n_measured : int
+        Of the refinements with L2+.
     learning_rates : {kind: float}
-        Of the refinements with L2+. A Cartesian flow needs smaller steps than one in internal coordinates.
+        Of these, to zero on a cosine. A Cartesian flow needs smaller steps than one in internal coordinates.
     """
 
     molecule: MoleculeSettings
+    n_steps: int
+    n_measured: int
     learning_rates: Mapping[str, float]
 
     @property
@@ -57,16 +61,18 @@ class BeyondSettings:
 
     def refinement(self, kind: str) -> Refinement:
         """That of a generator."""
-        return replace(self.molecule.refinement, loss="l2+", learning_rate=self.learning_rates[kind])
+        rate, every = self.learning_rates[kind], max(1, self.n_steps // 40)
+        return Refinement("l2+", self.n_steps, self.batch_size, rate, measure_every=every, learning_rate_end=0.0)
 
     def shortened(self, share: float) -> BeyondSettings:
         """The same with a share of all steps and samples, to try whether it runs; it shows nothing then."""
-        return replace(self, molecule=self.molecule.shortened(share))
+        molecule = self.molecule.shortened(share)
+        return replace(self, molecule=molecule, n_steps=molecule.refinement.n_steps, n_measured=molecule.n_measured)
 
 
 SETTINGS = {
-    "quick": BeyondSettings(DIALANINE_SETTINGS["quick"], {"internal": 3e-4, "cartesian": 3e-5}),
-    "paper": BeyondSettings(DIALANINE_SETTINGS["paper"], {"internal": 3e-4, "cartesian": 1e-4}),
+    "quick": BeyondSettings(DIALANINE_SETTINGS["quick"], 2000, 10_000, {"internal": 1e-3, "cartesian": 3e-5}),
+    "paper": BeyondSettings(DIALANINE_SETTINGS["paper"], 100_000, 10_000, {"internal": 1e-3, "cartesian": 1e-4}),
 }
 
 CLAIMS = (
@@ -181,7 +187,7 @@ def _curve(
     return refine(
         generator,
         settings.refinement(kind),
-        lambda other: _measure(other, data, sizes.n_measured),
+        lambda other: _measure(other, data, settings.n_measured),
         checkpoint=checkpoint(f"seed{seed}-{kind}"),
         identity={"seed": seed, "settings": str(settings)},
     )[0]
@@ -238,9 +244,9 @@ def _choices(settings: BeyondSettings) -> list[Choice]:
         Choice(
             "training",
             "",
-            f"KL_z on the data for {molecule.pretraining_steps:,} steps, then L2+ for {molecule.refinement.n_steps:,} "
-            f"with learning rates of {rates['internal']:g} (internal) and {rates['cartesian']:g} (Cartesian), batches "
-            f"of {settings.batch_size}",
+            f"KL_z on the data for {molecule.pretraining_steps:,} steps, then L2+ for {settings.n_steps:,} with learning "
+            f"rates of {rates['internal']:g} (internal) and {rates['cartesian']:g} (Cartesian), to zero on a cosine; "
+            f"batches of {settings.batch_size}, {settings.n_measured:,} samples a point",
         ),
         Choice(
             "outside the domain",

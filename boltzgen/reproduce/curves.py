@@ -38,9 +38,11 @@ class Refinement:
         A key of `boltzgen.losses.LOSSES`.
     n_steps, batch_size : int
     learning_rate : float
-        Of Adam, constant.
+        Of Adam, at the first step.
     measure_every : int
         Steps.
+    learning_rate_end : float, optional
+        At the last step, by a cosine; constant if absent.
     """
 
     loss: str
@@ -48,6 +50,7 @@ class Refinement:
     batch_size: int
     learning_rate: float
     measure_every: int
+    learning_rate_end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,9 @@ def refine(
         if progress is not None:
             progress(values, training)
 
-    rate = refinement.learning_rate
-    stage = Stage("refinement", refinement.loss, refinement.n_steps, learning_rate_start=rate, learning_rate_end=rate)
+    first, last_rate = refinement.learning_rate, refinement.learning_rate_end
+    rates = {"learning_rate_start": first, "learning_rate_end": first if last_rate is None else last_rate}
+    stage = Stage("refinement", refinement.loss, refinement.n_steps, **rates)
     training = Training(
         generator,
         [stage],

@@ -311,7 +311,7 @@ def prepare(
     capped = copy.copy(placement)
     capped.potential = potential.capped(settings.max_gradient)
     return HeavyAtoms(
-        **{field.name: getattr(known, field.name) for field in fields(known)},
+        **{one.name: getattr(known, one.name) for one in fields(known)},
         factor=placement.flow.frame.factor,  # type: ignore[attr-defined]
         placed=placed,
         trained_on=PlacedPotential(capped),
