@@ -244,9 +244,9 @@ def _choices(settings: BeyondSettings) -> list[Choice]:
         Choice(
             "training",
             "",
-            f"KL_z on the data for {molecule.pretraining_steps:,} steps, then L2+ for {settings.n_steps:,} with learning "
-            f"rates of {rates['internal']:g} (internal) and {rates['cartesian']:g} (Cartesian), to zero on a cosine; "
-            f"batches of {settings.batch_size}, {settings.n_measured:,} samples a point",
+            f"KL_z on the data for {molecule.pretraining_steps:,} steps, then L2+ for {settings.n_steps:,} with "
+            f"learning rates of {rates['internal']:g} (internal) and {rates['cartesian']:g} (Cartesian), to zero on a "
+            f"cosine; batches of {settings.batch_size}, {settings.n_measured:,} samples a point",
         ),
         Choice(
             "outside the domain",
