@@ -1,6 +1,7 @@
 """Join what `boltzgen reproduce` wrote for each experiment of the paper into one file, without the curves.
 
     boltzgen reproduce NAME --out benchmarks/results/paper
+    python benchmarks/paper_sizes.py --out benchmarks/results/paper
     python benchmarks/paper.py
 
 Writes benchmarks/results/paper.json: for every experiment its command, settings, choices and findings, and the figures
@@ -17,12 +18,13 @@ from boltzgen.output_files import write_json
 from boltzgen.reproduce import EXPERIMENTS
 
 RESULTS = Path(__file__).resolve().parent / "results"
+NAMES = (*EXPERIMENTS, "dialanine-sizes")
 
 
 def joined(folder: Path) -> dict[str, Any]:
     """All experiments by name whose JSON is in a folder, and how many claims have which verdict."""
     found = {}
-    for name in EXPERIMENTS:
+    for name in NAMES:
         path = folder / f"{name}.json"
         if path.exists():
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@
     python benchmarks/paper_sizes.py --out FOLDER [--iterations 6000] [--seeds 0] [--only NAME]
 
 Reference, data, and the network for hydrogens are those of the scale "quick", from its checkpoints in the same folder.
-Writes FOLDER/sizes/dialanine.json, .md and .png; Ctrl-C, then the same command goes on. With --only one refinement
+Writes FOLDER/dialanine-sizes.json, .md and .png; Ctrl-C, then the same command goes on. With --only one refinement
 alone is brought to its end, so that several can run side by side.
 """
 
@@ -53,7 +53,8 @@ def main() -> None:
     settings = settings_of(options.iterations)
     if options.only is None:
         report = run(settings, options.seeds, folder, say, scale=SCALE)
-        report.write(folder, shlex.join(["python", *sys.argv]))
+        title = "Dialanine with the paper's network: figures 3, 4 and 5"
+        replace(report, name="dialanine-sizes", title=title).write(options.out, shlex.join(["python", *sys.argv]))
         return
     heavy = prepare(DIALANINE, settings, kept, say)
     kinds = [kind for kind in CURVES if kind.name == options.only]
