@@ -202,9 +202,10 @@ def _guarded(
         _drop_output()
         return FAILED
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:  # not of a file: of stdout
+        if isinstance(error, OSError) and error.errno in _FULL:  # files of the package say so by an OutputError
             _drop_output()
             _complain(f"the output cannot be written: {error.strerror}")
+            go_on()
             return FAILED
         traceback.print_exc()
         _complain("this is a defect of boltzgen: please report it with the lines above")

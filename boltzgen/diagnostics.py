@@ -37,7 +37,8 @@ CERTAINTY = 0.01  # chance that reference samples so poorly covered come from a 
 FEWEST_EFFECTIVE = 50  # samples, whether weighted or in chains
 HALVING_LIMIT = 5.0  # standard errors between log Z of the two halves of the samples
 R_HAT_LIMIT = 1.1  # Gelman et al. (2013): above it chains have not mixed
-FEWEST_PARTICLE_REPEATS = 3
+FEWEST_PARTICLE_REPEATS = 4
+FEWEST_EFFECTIVE_REPEATS = 3.0  # by Kish's formula, whose value is below their number wherever they differ
 FEWEST_IN_TAIL = 5  # weights, of a Pareto fit (arviz-stats refuses fewer)
 
 
@@ -102,24 +103,25 @@ def pareto_k(log_weights: np.ndarray) -> float:
     """Shape of the generalized Pareto distribution fitted to the largest weights, by arviz-stats.
 
     The tail holds ``min(n/5, 3 sqrt(n))`` of the n weights above zero. Below 0.5 the variance of the weights is finite,
-    above 0.7 estimates are unreliable at any practical n. Infinite where the tail has too few samples or no spread to
-    fit (a quarter of it is one value), -infinite where all of it is one value.
+    above 0.7 estimates are unreliable at any practical n. -Infinite where the whole tail is one value. Infinite where
+    it cannot be fitted: it has too few samples, or a quarter of it equals the largest of the other weights.
 
     References
     ----------
     Vehtari et al., Pareto smoothed importance sampling (2024); Zhang and Stephens, Technometrics 51, 316 (2009).
     """
-    finite = log_weights[np.isfinite(log_weights)]
-    n_tail = min(len(finite) // 5, math.floor(3 * math.sqrt(len(finite))))
-    if n_tail < FEWEST_IN_TAIL:
+    positive = np.asarray(log_weights, dtype=np.float64)
+    positive = positive[~np.isneginf(positive)]
+    n_tail = min(len(positive) // 5, math.floor(3 * math.sqrt(len(positive))))
+    if n_tail < FEWEST_IN_TAIL or not np.isfinite(positive).all():
         return math.inf
-    tail = np.sort(np.partition(finite, -n_tail - 1)[-n_tail - 1 :])
-    excess = np.exp(tail[1:] - tail[-1]) - np.exp(tail[0] - tail[-1])
-    if excess[-1] <= 0:
+    tail = np.exp(np.sort(np.partition(positive, -n_tail - 1)[-n_tail - 1 :]) - positive.max())
+    if tail[1] == tail[-1]:
         return -math.inf
-    if excess[int(n_tail / 4 + 0.5) - 1] <= 0:  # the quartile that the fit divides by
+    if tail[1 + max(int(n_tail / 4 + 0.5) - 1, 0)] == tail[0]:  # the fit divides by how far this quartile is above
         return math.inf
-    return float(array_stats.psislw(-finite)[1])
+    with np.errstate(over="ignore"):  # in smoothed weights of a k beyond 100, which nobody uses
+        return float(array_stats.psislw(-positive)[1])
 
 
 def pareto_limit(n: int) -> float:
@@ -267,6 +269,11 @@ def _weights_problem(log_weights: np.ndarray) -> tuple[str, str]:
     figures = f"ESS {ess:.1%} of {n:,} samples, Pareto k {k:.2f}"
     if ess < ESS_LIMIT or ess * n < FEWEST_EFFECTIVE:
         return f"too few effective samples ({figures})", figures
+    if k == math.inf:
+        return (
+            f"the largest weights are too few, or too much alike, to tell how heavy their tail is ({figures})",
+            figures,
+        )
     if k > pareto_limit(n):
         return f"the weights have too heavy a tail ({figures}; k must be below {pareto_limit(n):.2f})", figures
     if halving_deviation(log_weights) > HALVING_LIMIT:
@@ -301,7 +308,7 @@ def _particle_problem(log_weights: np.ndarray, groups: np.ndarray | None) -> tup
         return f"too few independent repeats of the particle system to know its error ({figures})", figures
     if ess * len(log_weights) < FEWEST_EFFECTIVE:
         return f"too few effective particles ({figures})", figures
-    if spread * len(repeats) < FEWEST_PARTICLE_REPEATS:
+    if spread * len(repeats) < FEWEST_EFFECTIVE_REPEATS:
         return f"one repeat outweighs the others ({figures})", figures
     return "", figures
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from boltzgen.coordinates.chart import CoordinateChart
 from boltzgen.energy.orientation import draw_rigid_motions, log_rigid_integral
 from boltzgen.ensemble import RIGID_MOTIONS, Ensemble
-from boltzgen.errors import PotentialError, StructureError
+from boltzgen.errors import EstimateError, PotentialError, StructureError
 from boltzgen.flows.molecular import GeneratorConfig, MolecularFlow
 from boltzgen.flows.placed import PlacedFlow
+from boltzgen.progress import StepsShower, interruptible_steps
 
 if TYPE_CHECKING:
     from boltzgen.energy.alignment import AlignmentPenalty
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["BoltzmannGenerator", "Flow"]
 
 SAMPLE_BATCH = 4096
+SAMPLE_BLOCK = 10 * SAMPLE_BATCH  # between two looks at the clock
 
 
 class Flow(Protocol):
@@ -269,7 +271,13 @@ class BoltzmannGenerator:
         log_q: Tensor = self.flow.log_prob(positions, **self._at(temperature))
         return log_q
 
-    def sample(self, n_samples: int, temperature: unit.Quantity | float | None = None) -> Ensemble:
+    def sample(
+        self,
+        n_samples: int,
+        temperature: unit.Quantity | float | None = None,
+        *,
+        progress: bool | StepsShower = False,
+    ) -> Ensemble:
         """Independent weighted samples.
 
         Energies are evaluated in float64 at the very positions that are returned.
@@ -278,9 +286,27 @@ class BoltzmannGenerator:
         ----------
         temperature : Quantity or float (K), optional
             Within the temperature range of a generator that has one: samples and weights are those of this temperature.
+        progress : bool or callable
+            Show a progress bar, where the first Ctrl-C ends the drawing; or wrap the blocks of samples with this, which
+            may end it early too. The samples that there are then are as good as those of a smaller n. The random
+            numbers are the same with a bar and without.
+
+        Raises
+        ------
+        EstimateError
+            If the drawing was ended before the first block.
         """
-        positions, log_q = self.sample_and_log_prob(n_samples, temperature)
-        return self.weigh(positions, log_q, None if temperature is None else self.kT * self.heat(temperature))
+        kT = None if temperature is None else self.kT * self.heat(temperature)
+        drawn: list[Ensemble] = []
+        block = SAMPLE_BLOCK if progress else n_samples
+        starts = range(0, n_samples, max(block, 1))
+        with interruptible_steps(len(starts), progress, "samples") as blocks:
+            for k in blocks:
+                positions, log_q = self.sample_and_log_prob(min(block, n_samples - starts[k]), temperature)
+                drawn.append(self.weigh(positions, log_q, kT))
+        if not drawn:
+            raise EstimateError("the drawing was ended before the first block of samples")
+        return drawn[0] if len(drawn) == 1 else Ensemble.concatenate(drawn)
 
     def weigh(self, positions: Tensor, log_q: Tensor, kT: float | None = None) -> Ensemble:
         """Ensemble of generated positions with their exact log-weights ``-U/kT - penalty - log q``.

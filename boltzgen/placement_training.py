@@ -15,7 +15,7 @@ from boltzgen.errors import CheckpointError, StructureError
 from boltzgen.flows.hydrogen_minimization import minimized_variables
 from boltzgen.flows.hydrogen_placement import HydrogenNetwork
 from boltzgen.flows.placed import PlacedFlow
-from boltzgen.sampling.run import Progress, interruptible_steps
+from boltzgen.progress import StepsShower, interruptible_steps
 from boltzgen.training import CAP_ABOVE_MEDIAN, MAX_GRADIENT_NORM, soft_cap
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def train_placement(
     batch_size: int = 256,
     learning_rate: float = 1e-3,
     seed: int = 0,
-    progress: bool | Progress = False,
+    progress: bool | StepsShower = False,
 ) -> PlacementAccuracy:
     """Train the network that places hydrogens to minimise their energy; the heavy-atom flow is left alone.
 
@@ -151,7 +151,7 @@ class PlacementTraining:
         """Whether no step is left."""
         return self.step >= self.n_steps
 
-    def run(self, progress: bool | Progress = False) -> None:
+    def run(self, progress: bool | StepsShower = False) -> None:
         """Do the steps that are left, or those that `progress` lets through."""
         with interruptible_steps(self.n_steps - self.step, progress, "placement of hydrogens") as steps:
             for _ in steps:

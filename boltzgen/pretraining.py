@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,16 +13,17 @@ from torch import Tensor
 
 from boltzgen.configurations import Configurations, read_configurations, weighting
 from boltzgen.ensemble import Ensemble
-from boltzgen.errors import StructureError
+from boltzgen.errors import CheckpointError, StructureError
 from boltzgen.flows.cartesian import CartesianFlow
 from boltzgen.flows.placed import PlacedFlow
 from boltzgen.losses import forward_kl
+from boltzgen.progress import StepsShower, interruptible_steps
 from boltzgen.training import MAX_GRADIENT_NORM, Event, History, TrainingDivergedError
 
 if TYPE_CHECKING:
     from boltzgen.generator import BoltzmannGenerator
 
-__all__ = ["pretrain"]
+__all__ = ["Pretraining", "pretrain"]
 
 N_CHECKS = 40  # of the held-out likelihood, over all steps
 N_BLOCKS = 20  # stretches of a trajectory without groups, of which some are held out as a whole
@@ -38,6 +40,7 @@ def pretrain(
     learning_rate: float = 1e-3,
     patience: int | None = 10,
     seed: int = 0,
+    progress: bool | StepsShower = True,
 ) -> History:
     """Fit the generator to configurations, by maximum likelihood (the KL_z loss of the paper on data).
 
@@ -69,6 +72,9 @@ def pretrain(
         Checks without a gain after which training ends; None: only after the last step.
     seed : int
         Of the order of the data, and of what is held out.
+    progress : bool or callable
+        Show a progress bar, where the first Ctrl-C ends the training with the best weights so far (``interrupted`` in
+        the history); or wrap the steps with this, which may end them early too.
 
     Raises
     ------
@@ -84,34 +90,145 @@ def pretrain(
     ----------
     Felardos, Hénin, Charpiat (2022), equation 4.
     """
-    data, held_out = _split(generator, trajectory, validation, seed)
-    best = _Best(generator, held_out, patience)
-    if isinstance(generator.flow, (CartesianFlow, PlacedFlow)):
-        generator.flow.start_at(data.positions, data.weights)
-    rng = torch.Generator().manual_seed(seed + 1)
-    optimizer = torch.optim.Adam(list(generator.flow.parameters()), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-    no_energies = torch.empty(0)
-    history, started = History(), time.monotonic()
-    if note := weighting(trajectory, generator.molecule):
-        history.events.append(Event(0, "weights", note))
-    for step in range(1, n_steps + 1):
-        rows = torch.multinomial(data.weights, batch_size, replacement=True, generator=rng)
-        loss = forward_kl(no_energies, generator.log_prob(generator.oriented(data.positions[rows])))
-        optimizer.zero_grad(set_to_none=True)
+    training = Pretraining(
+        generator,
+        trajectory,
+        validation=validation,
+        n_steps=n_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        patience=patience,
+        seed=seed,
+    )
+    training.run(progress)
+    return training.finish()
+
+
+class Pretraining:
+    """The training that `pretrain` does, in steps that can be interrupted and gone on with.
+
+    Parameters
+    ----------
+    generator, trajectory, validation, n_steps, batch_size, learning_rate, patience, seed
+        See `pretrain`, for errors too.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    history : History
+    """
+
+    def __init__(
+        self,
+        generator: BoltzmannGenerator,
+        trajectory: Any,
+        *,
+        validation: Any = 0.1,
+        n_steps: int = 2000,
+        batch_size: int = 512,
+        learning_rate: float = 1e-3,
+        patience: int | None = 10,
+        seed: int = 0,
+    ) -> None:
+        self.generator, self.n_steps, self.batch_size = generator, n_steps, batch_size
+        self._data, held_out = _split(generator, trajectory, validation, seed)
+        self._best = _Best(generator, held_out, patience)
+        if isinstance(generator.flow, (CartesianFlow, PlacedFlow)):
+            generator.flow.start_at(self._data.positions, self._data.weights)
+        self._rng = torch.Generator().manual_seed(seed + 1)
+        self._optimizer = torch.optim.Adam(list(generator.flow.parameters()), lr=learning_rate)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, n_steps)
+        self.step, self._seconds = 0, 0.0
+        self._loss = torch.tensor(math.nan)
+        self.history = History()
+        if note := weighting(trajectory, generator.molecule):
+            self.history.events.append(Event(0, "weights", note))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are done, or those held out no longer gain."""
+        return self.step >= self.n_steps or self._best.is_final
+
+    def run(self, progress: bool | StepsShower = False) -> None:
+        """Go on to the end, or until interrupted; see `pretrain`."""
+        with interruptible_steps(self.n_steps - self.step, progress, "pre-training") as steps:
+            for _ in steps:
+                self._advance()
+                if self._best.is_final:
+                    break
+
+    def finish(self) -> History:
+        """Give the generator its best weights.
+
+        Raises
+        ------
+        TrainingDivergedError
+            If the held-out likelihood never was a finite number. The generator is then as it was before.
+        """
+        if not self.history.records or self.history.records[-1]["step"] != self.step:
+            self._check()
+        self.history.interrupted = not self.is_complete
+        self.history.events.append(self._best.keep(self.history.records, self.n_steps))
+        return self.history
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a training in the middle of its steps needs to go on, of tensors, numbers and strings."""
+        return {
+            "step": self.step,
+            "seconds": self._seconds,
+            "flow": self.generator.flow.state_dict(),
+            "rng": self.generator.rng.get_state(),
+            "order": self._rng.get_state(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "records": self.history.records,
+            "best": self._best.state_dict(self.history.records),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where an equal training was.
+
+        Raises
+        ------
+        CheckpointError
+            If the state is of another kind of flow or training.
+        """
+        try:
+            self.generator.flow.load_state_dict(state["flow"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._schedule.load_state_dict(state["schedule"])
+            self.generator.rng.set_state(state["rng"])
+            self._rng.set_state(state["order"])
+            self.step, self._seconds = int(state["step"]), float(state["seconds"])
+            self.history.records = [dict(record) for record in state["records"]]
+            self._best.load_state_dict(state["best"], self.history.records)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the state does not fit this pre-training: {error}") from error
+
+    def _advance(self) -> None:
+        begin = time.monotonic()
+        generator, data = self.generator, self._data
+        rows = torch.multinomial(data.weights, self.batch_size, replacement=True, generator=self._rng)
+        loss = forward_kl(torch.empty(0), generator.log_prob(generator.oriented(data.positions[rows])))
+        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(generator.flow.parameters(), MAX_GRADIENT_NORM)
         if torch.isfinite(norm):
-            optimizer.step()
-        schedule.step()
-        if step % max(n_steps // N_CHECKS, 1) == 0 or step == n_steps:
-            record = _record(generator, step, float(loss.detach()), time.monotonic() - started)
-            history.records.append(record)
-            best.check(record)
-            if best.is_final:
-                break
-    history.events.append(best.keep(history.records, n_steps))
-    return history
+            self._optimizer.step()
+        self._schedule.step()
+        self.step, self._loss = self.step + 1, loss.detach()
+        self._seconds += time.monotonic() - begin
+        if self.step % max(self.n_steps // N_CHECKS, 1) == 0 or self.step == self.n_steps:
+            self._check()
+
+    def _check(self) -> None:
+        """Record this step, and take its weights if they are the best so far."""
+        begin = time.monotonic()
+        record = _record(self.generator, self.step, float(self._loss), self._seconds)
+        self.history.records.append(record)
+        self._best.check(record)
+        self._seconds += time.monotonic() - begin
 
 
 class _Best:
@@ -159,6 +276,17 @@ class _Best:
             f"({self.lowest:.3f})"
         )
         return Event(last, "stop", f"pre-training {ended}; {kept}")
+
+    def state_dict(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """The weights by name, and which of the records they are of; -1 for none."""
+        number = next((k for k, record in enumerate(records) if record is self.record), -1)
+        return {"lowest": self.lowest, "without_gain": self.without_gain, "record": number, "flow": self.state}
+
+    def load_state_dict(self, state: Mapping[str, Any], records: list[dict[str, Any]]) -> None:
+        """What `state_dict` gave, for records in the same order."""
+        self.lowest, self.without_gain = float(state["lowest"]), int(state["without_gain"])
+        self.record = records[state["record"]] if state["record"] >= 0 else None
+        self.state = dict(state["flow"])
 
     def _present(self) -> dict[str, Any]:
         return {name: value.detach().clone() for name, value in self.generator.flow.state_dict().items()}

@@ -10,10 +10,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from boltzgen.interrupts import Interrupts
+
 if TYPE_CHECKING:
     from boltzgen.training import Training
 
-__all__ = ["Progress", "can_show_bar", "describe_record", "format_duration", "shown_steps", "shown_wait"]
+__all__ = [
+    "Progress",
+    "StepsShower",
+    "can_show_bar",
+    "describe_record",
+    "format_duration",
+    "interruptible_steps",
+    "shown_steps",
+    "shown_wait",
+]
+
+# Called with steps; gives them back one by one while showing how far it is, as tqdm does.
+StepsShower = Callable[[Iterable[int]], Iterable[int]]
 
 LINE_SECONDS = 15.0
 
@@ -114,6 +128,25 @@ def shown_wait(label: str) -> Iterator[None]:
         yield
     finally:
         _to_stderr(f": {format_duration(time.monotonic() - started)}")
+
+
+@contextmanager
+def interruptible_steps(n: int, progress: bool | StepsShower, label: str) -> Iterator[Iterable[int]]:
+    """range(n), for work that keeps what it has when the steps end early.
+
+    Parameters
+    ----------
+    progress : bool or callable
+        Show the steps, with the time that is left; the first Ctrl-C then ends them. Or wrap them with this, which may
+        end them early too.
+    """
+    if callable(progress):
+        yield progress(range(n))
+    elif progress:
+        with Interrupts() as interrupts:
+            yield shown_steps(range(n), label, interrupts.requested)
+    else:
+        yield range(n)
 
 
 class _Clock:

@@ -19,7 +19,7 @@ from boltzgen.model_file import load_generator
 from boltzgen.output_files import OutputFolder, write_bytes, write_json
 from boltzgen.run import RunOptions, execute, prepare
 from boltzgen.run import pipeline as run_module
-from boltzgen.run.checkpoints import load_checkpoint, save_checkpoint
+from boltzgen.run.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from boltzgen.run.schedules import make_schedule
 from boltzgen.training import Stage, Training
 
@@ -171,3 +171,32 @@ def test_folder_is_removed_only_while_empty(tmp_path):
     write_bytes(folder / "x", b"1")
     folder.release()
     assert (tmp_path / "a" / "b" / "x").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "said"),
+    [
+        (1, 2, "1 there and 2 here"),
+        ("1", 1, "'1' there and 1 here"),
+        (
+            f"Sampling({'n=1, ' * 20}seed=3, last=4)",
+            f"Sampling({'n=1, ' * 20}seed=5, last=4)",
+            "…seed=3, last=4) there",
+        ),
+        ("/a/long/path/" * 5 + "system_a.pdb", "/a/long/path/" * 5 + "system_b.pdb", "system_a.pdb there"),
+        ("x" * 50, "x" * 50 + "y" * 50, f"{'x' * 20} there"),
+    ],
+)
+def test_what_differs_in_long_values_is_shown(there, here, said, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "c.pt", {"value": there, "gone": None}, "", {}, {})
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.check({"value": here})
+    assert said in str(error.value)
+    shown_there, shown_here = str(error.value).split("value is ")[1].removesuffix(" here").split(" there and ")
+    assert shown_there != shown_here
+    checkpoint.check({"value": there})
+
+
+def test_what_only_the_checkpoint_has_is_a_difference(tmp_path):
+    with pytest.raises(CheckpointError, match="kept is 1 there and None here"):
+        Checkpoint(tmp_path / "c.pt", {"value": 0, "kept": 1}, "", {}, {}).check({"value": 0})

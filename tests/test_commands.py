@@ -91,7 +91,7 @@ def test_more_samples_are_a_run_again(run, tmp_path, capsys):
 
 def test_ctrl_c_ends_the_drawing_with_what_there_is(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("boltzgen.interrupts.Interrupts", interrupted_when_asked(4))
-    monkeypatch.setattr("boltzgen.run.files.BLOCK", 64)
+    monkeypatch.setattr("boltzgen.generator.SAMPLE_BLOCK", 64)
     out = tmp_path / "part"
     assert main(["sample", run, "-n", "500", "--out", str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

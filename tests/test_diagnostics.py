@@ -49,7 +49,11 @@ def test_pareto_k_finds_the_shape_of_a_pareto_tail(shape):
 def test_pareto_k_of_weights_that_have_no_tail_to_fit():
     assert pareto_k(np.zeros(1000)) == -math.inf
     assert pareto_k(np.r_[np.zeros(900), np.ones(100)]) == -math.inf
+    assert pareto_k(np.r_[np.zeros(906), np.ones(94)]) == -math.inf  # the tail, and nothing else
     assert pareto_k(np.r_[np.zeros(999), 5.0]) == math.inf  # one weight above the others
+    assert "too much alike" in verdict(np.r_[np.zeros(999), 2.0]).reason
+    assert pareto_k(np.r_[np.zeros(999), np.inf]) == math.inf
+    assert pareto_k(np.r_[np.arange(999), np.nan]) == math.inf
     assert pareto_k(np.zeros(24)) == math.inf
     assert pareto_k(np.full(100, -np.inf)) == math.inf
 
@@ -101,6 +105,9 @@ def test_chains_and_particles_are_judged_by_their_own_kind():
     slow = np.cumsum(rng.standard_normal(2000))
     assert verdict(zeros, kind="chain", energies=slow).verdict == "do not use"
     assert verdict(zeros, kind="particles", groups=groups).verdict.startswith("consistent")
+    slightly = 0.01 * rng.standard_normal(2000)
+    assert verdict(slightly, kind="particles", groups=groups).verdict.startswith("consistent")
+    assert "too few independent repeats" in verdict(slightly, kind="particles", groups=groups % 3).reason
     assert "repeats" in verdict(zeros, kind="particles").reason
     assert "outweighs" in verdict(np.where(groups == 0, 9.0, 0.0), kind="particles", groups=groups).reason
 

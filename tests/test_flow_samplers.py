@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import openmm
 import pytest
 import torch
 from analytic import DoubleWell, GaussianFlow, Harmonic
+from signals import interrupted_when_asked
 
 from boltzgen import free_energy as fe
 from boltzgen.errors import EstimateError, PotentialError
@@ -95,8 +97,20 @@ def test_repeats_that_have_arrived_outlive_an_early_end():
     np.testing.assert_array_equal(kept.log_weights, whole.log_weights[:2000])
     assert kept.evaluations < whole.evaluations
     assert abs(kept.log_z.value - DoubleWell().log_z) < 2 * kept.log_z.half_width < 0.5
+    np.testing.assert_allclose(kept.record["ess"][-1], kept.ess_fraction)
     with pytest.raises(PotentialError, match="ended before"):
         annealed_importance(poor_generator(), **options, progress=lambda steps: itertools.islice(steps, 1))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(("resample_below", "kept"), [(0.5, 1200), (0.0, 1000)])
+def test_ctrl_c_keeps_the_particles_that_have_arrived(resample_below, kept, monkeypatch):
+    """Before the fourth step; two take the first repeat of 1,200, or 1,000 independent particles, to the end."""
+    monkeypatch.setattr("boltzgen.progress.Interrupts", interrupted_when_asked(4))
+    options = {"schedule": [0.5, 1.0], "n_leapfrog": 2, "resample_below": resample_below, "progress": True}
+    ensemble = annealed_importance(poor_generator(), 1200, 5, **options)
+    assert (len(ensemble), ensemble.record["ended_early"]) == (kept, True)
+    np.testing.assert_allclose(ensemble.record["ess"][-1], ensemble.ess_fraction)
 
 
 def test_resampling_copies_in_proportion_to_weights():

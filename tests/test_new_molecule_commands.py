@@ -18,8 +18,8 @@ from boltzgen.cli import main
 from boltzgen.commands import COMMANDS
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import OutputError
-from boltzgen.generator import BoltzmannGenerator
-from boltzgen.run.files import BLOCK, drawn, read_history
+from boltzgen.generator import SAMPLE_BLOCK, BoltzmannGenerator
+from boltzgen.run.files import drawn, read_history
 
 FAST = ["--forcefield", "amber96"]
 
@@ -126,9 +126,9 @@ def test_bench_times_this_machine(pdb, capsys):
 
 def test_samples_in_blocks_are_those_of_one_call(generator):
     state = generator.rng.get_state()
-    whole = generator.sample(BLOCK + 100)
+    whole = generator.sample(SAMPLE_BLOCK + 100)
     generator.rng.set_state(state)
-    parts = drawn(generator, BLOCK + 100)
+    parts = drawn(generator, SAMPLE_BLOCK + 100)
     generator.rng.set_state(state)
     np.testing.assert_array_equal(parts.positions, whole.positions)
     np.testing.assert_allclose(parts.log_weights, whole.log_weights, rtol=1e-12)

@@ -1,14 +1,19 @@
 """Maximum likelihood on data with a known answer."""
 
+import io
+import itertools
+import os
+
 import numpy as np
 import pytest
 import torch
 from analytic import GaussianFlow, Harmonic
+from signals import interrupted_when_asked
 
 from boltzgen.ensemble import Ensemble
-from boltzgen.errors import StructureError
+from boltzgen.errors import CheckpointError, StructureError
 from boltzgen.generator import BoltzmannGenerator
-from boltzgen.pretraining import _held_out, pretrain
+from boltzgen.pretraining import Pretraining, _held_out, pretrain
 from boltzgen.training import TrainingDivergedError
 
 
@@ -219,3 +224,45 @@ def test_widths_are_not_taken_from_data_that_do_not_fit(generator, ensemble_of_m
 def ensemble_of_mirror_images(generator):
     positions, _ = generator.sample_and_log_prob(3)
     return positions * torch.tensor([1.0, 1.0, -1.0])
+
+
+@pytest.mark.parametrize("patience", [None, 3])
+def test_interrupted_and_resumed_pretraining_equals_an_unbroken_one(patience):
+    """Through the state that a file would hold, in the middle between two checks; best weights, order and all."""
+    make = lambda: BoltzmannGenerator(GaussianFlow(), Harmonic(1.0), kT=1.0)
+    data = 0.3 * torch.randn(400, 1, 3, generator=torch.Generator().manual_seed(1)) + 0.1
+    options = {"n_steps": 100, "learning_rate": 3e-2, "batch_size": 32, "patience": patience}
+    unbroken = make()
+    history = pretrain(unbroken, data, **options)
+    first = Pretraining(make(), data, **options)
+    first.run(lambda steps: itertools.islice(steps, 33))
+    assert (first.step, first.is_complete) == (33, False)
+    stored = io.BytesIO()
+    torch.save(first.state_dict(), stored)
+    stored.seek(0)
+    second = Pretraining(make(), data, **options)
+    second.load_state_dict(torch.load(stored, weights_only=True))
+    second.run()
+    again = second.finish()
+    figures = lambda records: [(one["step"], one["loss"], one["held_out"], one["kept"]) for one in records]
+    assert figures(again.records) == figures(history.records)
+    assert [event.message for event in again.events] == [event.message for event in history.events]
+    assert (again.interrupted, history.interrupted) == (False, False)
+    for name, value in second.generator.flow.state_dict().items():
+        assert torch.equal(value, unbroken.flow.state_dict()[name])
+    with pytest.raises(CheckpointError, match="does not fit"):
+        second.load_state_dict({"step": 3})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_leaves_the_best_weights_so_far(monkeypatch):
+    monkeypatch.setattr("boltzgen.progress.Interrupts", interrupted_when_asked(31))
+    generator = BoltzmannGenerator(GaussianFlow(), Harmonic(1.0), kT=1.0)
+    data = 0.3 * torch.randn(400, 1, 3, generator=torch.Generator().manual_seed(1))
+    history = pretrain(generator, data, n_steps=200, learning_rate=3e-2)
+    assert history.interrupted
+    assert history.records[-1]["step"] == 30
+    assert sum(record["kept"] for record in history.records) == 1
+    assert "ended early, of 200 steps" in history.events[-1].message
+    kept = next(record for record in history.records if record["kept"])
+    assert kept["held_out"] == min(record["held_out"] for record in history.records)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from signals import interrupted_when_asked
 
 from boltzgen.cli import main
 from boltzgen.energy.analytic import DoubleWell, GaussianMixture
@@ -25,6 +26,7 @@ from boltzgen.reproduce.double_well_flow import Pretraining, measure, pretrained
 from boltzgen.reproduce.gradient_variance import exact_gradient, gradient_noise
 from boltzgen.reproduce.propositions_claims import CLAIMS as PROPOSITIONS_CLAIMS
 from boltzgen.reproduce.unconstrained import descend, exact_solution, fixed_minibatch, random_start
+from boltzgen.run.checkpoints import load_checkpoint
 
 PRETRAINING = Pretraining(n_steps=20, n_data=400, batch_size=64, n_rounds=1, n_hidden=8, dimension=3, scale=2.0)
 DOUBLE_WELL = double_well.Settings(
@@ -288,10 +290,26 @@ def test_command_writes_what_it_says(name, tmp_path, capsys, small):
         assert sum("steps in" in line for line in printed.err.splitlines()) == 2 * len(double_well.CURVES)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_an_interrupted_pretraining_goes_on(tmp_path, monkeypatch):
+    whole = pretrained(PRETRAINING, 0, tmp_path / "whole.pt")
+    path = tmp_path / "part.pt"
+    with monkeypatch.context() as patched:
+        patched.setattr("boltzgen.reproduce.curves.Interrupts", interrupted_when_asked(8))
+        with pytest.raises(RunInterrupted) as stop:
+            pretrained(PRETRAINING, 0, path)
+    assert stop.value.checkpoint == path
+    assert load_checkpoint(path).training["step"] == 7
+    again = pretrained(PRETRAINING, 0, path)
+    assert load_checkpoint(path).training["step"] == 20
+    for name, value in whole.flow.state_dict().items():
+        assert torch.equal(value, again.flow.state_dict()[name])
+
+
 def test_a_second_run_takes_everything_from_the_checkpoints(tmp_path, monkeypatch, small):
     first = reproduce("double-well", seeds=[0], out=tmp_path).as_dict()
     monkeypatch.setattr("boltzgen.training.Training.run", None)
-    monkeypatch.setattr("boltzgen.reproduce.double_well_flow.pretrain", None)
+    monkeypatch.setattr("boltzgen.pretraining.Pretraining.run", None)
     second = reproduce("double-well", seeds=[0], out=tmp_path).as_dict()
     assert second["figures"] == first["figures"]
     assert second["curves"] == first["curves"]

@@ -277,7 +277,7 @@ def test_what_was_made_from_other_data_is_refused(tmp_path, monkeypatch):
     checkpoint = checkpoints_in(tmp_path, "butane")
     prepare(butane.BUTANE, SMALL, checkpoint, lambda line: None)
     other = replace(SMALL, data_share=("anti", 0.5))
-    with pytest.raises(CheckpointError, match=r"data\.pt .*start is None, .* there and \('anti', 0\.5\), .* here"):
+    with pytest.raises(CheckpointError, match=r"data\.pt .*start is …None, .* there and …\('anti', 0\.5\), .* here"):
         prepare(butane.BUTANE, other, checkpoint, lambda line: None)
     (tmp_path / "checkpoints" / "butane" / "data.pt").unlink()
     with pytest.raises(CheckpointError, match=r"network\.pt .*data is"):

@@ -205,7 +205,7 @@ def test_a_run_that_is_ended_early_keeps_what_it_has() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_ends_a_sampler_that_shows_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal comes before the seventh round of ten; two are burn-in."""
-    asked = lambda: monkeypatch.setattr("boltzgen.sampling.run.Interrupts", interrupted_when_asked(7))
+    asked = lambda: monkeypatch.setattr("boltzgen.progress.Interrupts", interrupted_when_asked(7))
     system = chain()
     potential = CompiledPotential(system.system, positions=system.positions)
     bias = sampling.TorsionBias((system.torsions["phi"], system.torsions["psi"]), np.zeros((12, 12)))

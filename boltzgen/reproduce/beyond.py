@@ -33,6 +33,7 @@ __all__ = ["CLAIMS", "KINDS", "SETTINGS", "BeyondSettings", "first_reaching", "r
 
 KINDS = {"internal": "internal coordinates", "cartesian": "Cartesian coordinates"}
 CONVERGED = 0.25  # of the true share
+N_POINTS = 40  # of a curve
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,13 @@ class BeyondSettings:
 
     def refinement(self, kind: str) -> Refinement:
         """That of a generator."""
-        rate, every = self.learning_rates[kind], max(1, self.n_steps // 40)
+        rate, every = self.learning_rates[kind], max(1, self.n_steps // N_POINTS)
         return Refinement("l2+", self.n_steps, self.batch_size, rate, measure_every=every, learning_rate_end=0.0)
 
     def shortened(self, share: float) -> BeyondSettings:
         """The same with a share of all steps and samples, to try whether it runs; it shows nothing then."""
-        molecule = self.molecule.shortened(share)
-        return replace(self, molecule=molecule, n_steps=molecule.refinement.n_steps, n_measured=molecule.n_measured)
+        n_steps, n_measured = max(4, round(share * self.n_steps)), max(100, round(share * self.n_measured))
+        return replace(self, molecule=self.molecule.shortened(share), n_steps=n_steps, n_measured=n_measured)
 
 
 SETTINGS = {

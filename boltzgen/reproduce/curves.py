@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import math
-from collections.abc import Callable, Mapping
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,15 @@ from boltzgen.errors import CheckpointError
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.interrupts import Interrupts, RunInterrupted
 from boltzgen.output_files import write_bytes
-from boltzgen.progress import Progress
+from boltzgen.pretraining import Pretraining
+from boltzgen.progress import Progress, shown_steps
 from boltzgen.run.checkpoints import FORMAT, FORMAT_VERSION, load_checkpoint
 from boltzgen.training import Stage, Training, TrainingDivergedError
 
-__all__ = ["Curve", "Refinement", "kept_arrays", "kept_flow", "refine"]
+__all__ = ["Curve", "Refinement", "kept_arrays", "kept_flow", "kept_pretraining", "refine"]
 
-LONG = 5000  # steps, of refinements that also tell their progress while they run
+CHECKPOINT_SECONDS = 60.0
+LABEL = "pre-training"
 MEASURED = "measured"  # key of the records
 
 
@@ -98,7 +102,7 @@ def refine(
     checkpoint: Path | None = None,
     identity: Mapping[str, Any] | None = None,
     observable: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> tuple[Curve, BoltzmannGenerator]:
     """Refine a copy of a generator, or go on with that from a checkpoint.
 
@@ -137,14 +141,13 @@ def refine(
     )
     known = {"boltzgen": __version__, **asdict(refinement), **(identity or {})}
     last: dict[str, Any] = {}
-    progress = Progress(every=60.0) if refinement.n_steps >= LONG else None
+    progress = Progress(every=60.0)
 
     def record(values: dict[str, Any], training: Training) -> None:
         values[MEASURED] = dict(measure(generator))
         if training.step == training.n_steps:
             last.update(copy.deepcopy(generator.flow.state_dict()))
-        if progress is not None:
-            progress(values, training)
+        progress(values, training)
 
     first, last_rate = refinement.learning_rate, refinement.learning_rate_end
     rates = {"learning_rate_start": first, "learning_rate_end": first if last_rate is None else last_rate}
@@ -205,6 +208,61 @@ def kept_flow(
         _write(path, {"step": 0, "flow": generator.flow.state_dict()}, known)
 
 
+def kept_pretraining(
+    path: Path | None, generator: BoltzmannGenerator, data: Any, identity: Mapping[str, Any], **options: Any
+) -> None:
+    """Pre-train a generator on data, or go on with that from a checkpoint.
+
+    Parameters
+    ----------
+    path : Path, optional
+        Read if it exists, written every minute, when interrupted and in the end.
+    generator : BoltzmannGenerator
+    data
+        As `boltzgen.pretrain` takes it.
+    identity : {name: number or string}
+    options
+        Of `boltzgen.pretrain`.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or of another identity.
+    RunInterrupted
+        After Ctrl-C or SIGTERM, with the state in the checkpoint, if there is one to write.
+    """
+    known = {"boltzgen": __version__, **identity}
+    training = Pretraining(generator, data, **options)
+    if path is not None and path.exists():
+        found = load_checkpoint(path)
+        found.check(known)
+        training.load_state_dict(found.training)
+    write = lambda: None if path is None else _write(path, training.state_dict(), known)
+    if not training.is_complete:
+        with Interrupts() as interrupts:
+            training.run(lambda steps: _written_now_and_then(shown_steps(steps, LABEL, interrupts.requested), write))
+        write()
+        _raise_if_unfinished(training.is_complete, interrupts, path)
+    training.finish()
+
+
+def _written_now_and_then(steps: Iterable[int], write: Callable[[], None]) -> Iterator[int]:
+    last = time.monotonic()
+    for step in steps:
+        yield step
+        if time.monotonic() - last >= CHECKPOINT_SECONDS:
+            write()
+            last = time.monotonic()
+
+
+def _raise_if_unfinished(complete: bool, interrupts: Interrupts, path: Path | None) -> None:
+    if complete:
+        return
+    if path is None:
+        raise KeyboardInterrupt
+    raise RunInterrupted(interrupts.received or signal.SIGINT, path)
+
+
 def kept_arrays(
     path: Path | None, identity: Mapping[str, Any], make: Callable[[], Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
@@ -241,10 +299,7 @@ def _run(training: Training, checkpoint: Path | None) -> str | None:
             history = training.run(stop=interrupts.requested)
         except TrainingDivergedError as error:
             return str(error)
-    if history.interrupted:
-        if checkpoint is None:
-            raise KeyboardInterrupt
-        raise RunInterrupted(interrupts.received or 2, checkpoint)
+    _raise_if_unfinished(not history.interrupted, interrupts, checkpoint)
     return None
 
 

@@ -12,8 +12,7 @@ from boltzgen.diagnostics import effective_sample_fraction
 from boltzgen.energy.analytic import DoubleWell
 from boltzgen.flows.cartesian import CartesianFlow
 from boltzgen.generator import BoltzmannGenerator
-from boltzgen.pretraining import pretrain
-from boltzgen.reproduce.curves import kept_flow
+from boltzgen.reproduce.curves import kept_pretraining
 
 __all__ = ["Measured", "Pretraining", "UnscaledFlow", "double_well", "measure", "pretrained"]
 
@@ -113,8 +112,8 @@ def pretrained(settings: Pretraining, seed: int, path: Path | None = None) -> Bo
 
     Raises
     ------
-    CheckpointError
-        If the file is damaged, or of other settings.
+    CheckpointError, RunInterrupted
+        See `boltzgen.reproduce.curves.kept_pretraining`.
     """
     target = double_well(settings)
     kind = CartesianFlow if settings.normalised else UnscaledFlow
@@ -122,20 +121,17 @@ def pretrained(settings: Pretraining, seed: int, path: Path | None = None) -> Bo
         torch.manual_seed(seed)
         flow = kind((1, settings.dimension), n_rounds=settings.n_rounds, n_hidden=settings.n_hidden)
     generator = BoltzmannGenerator(flow, target, seed=seed)
-
-    def train() -> None:
-        data = target.sample(settings.n_data, torch.Generator().manual_seed(DATA_SEED + seed))
-        pretrain(
-            generator,
-            data,
-            n_steps=settings.n_steps,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            patience=settings.patience,
-            seed=seed,
-        )
-
-    kept_flow(path, generator, {"seed": seed, **asdict(settings)}, train)
+    kept_pretraining(
+        path,
+        generator,
+        target.sample(settings.n_data, torch.Generator().manual_seed(DATA_SEED + seed)),
+        {"seed": seed, **asdict(settings)},
+        n_steps=settings.n_steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        patience=settings.patience,
+        seed=seed,
+    )
     return generator
 
 

@@ -78,7 +78,7 @@ def reproduce(
     """Run an experiment, and write ``NAME.json``, ``NAME.md`` and ``NAME.png`` into a folder.
 
     Trainings leave checkpoints in ``OUT/checkpoints``: the same call goes on from them, and gives what an unbroken run
-    gives.
+    gives (on one thread to the last bit).
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from boltzgen.flows.molecular import GeneratorConfig
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.molecule import Molecule
 from boltzgen.placement import PlacedPotential, train_placement
+from boltzgen.progress import shown_steps
 from boltzgen.reproduce.curves import kept_arrays, kept_flow
 from boltzgen.reproduce.molecule_settings import FlattenedSampling, MoleculeSettings, Sampling
 from boltzgen.sampling import SamplingRun, TorsionBias, domain_of, flattened_sampling, learn_bias, parallel_tempering
@@ -296,7 +297,8 @@ def prepare(
     }
 
     def train() -> None:
-        accuracy = train_placement(placement, data.positions, n_steps=settings.placement_steps, seed=NETWORK_SEED)
+        steps, shown = settings.placement_steps, _shown("placement of hydrogens")
+        accuracy = train_placement(placement, data.positions, n_steps=steps, seed=NETWORK_SEED, progress=shown)
         say(f"{case.name}: {accuracy}")
 
     kept_flow(checkpoint("network"), placement, identity, train)
@@ -370,12 +372,14 @@ def _run(
 ) -> SamplingRun:
     """Frames from given starts; under a given bias on phi and psi, or one that is learned, if they are flattened."""
     if isinstance(sampling, Sampling):
-        return parallel_tempering(molecule, potential, seed=seed, start=start, **asdict(sampling))
+        shown = _shown("parallel tempering" if sampling.n_replicas > 1 else "dynamics")
+        return parallel_tempering(molecule, potential, seed=seed, start=start, progress=shown, **asdict(sampling))
     started, before = time.perf_counter(), whole.counts.force
-    options = asdict(sampling)
+    options = asdict(sampling) | {"progress": _shown("flattened sampling")}
     n_learning, n_spreading = options.pop("n_learning"), options.pop("n_spreading")
     if grid is None or not grid.size:
-        grid = learn_bias(molecule, whole, n_steps=n_learning, n_walkers=sampling.n_walkers, seed=seed).grid
+        n_walkers, shown = sampling.n_walkers, _shown("learning the bias")
+        grid = learn_bias(molecule, whole, n_steps=n_learning, n_walkers=n_walkers, seed=seed, progress=shown).grid
     bias = TorsionBias((molecule.torsions["phi"], molecule.torsions["psi"]), grid)
     if start is None:
         spreading = options | {"n_steps": n_spreading, "save_interval": n_spreading, "burn_in": 0.0}
@@ -414,6 +418,11 @@ def _frames(
     made = kept_arrays(path, {**identity, **asdict(sampling)}, make)
     evaluations, seconds, outside = made.pop("cost").tolist()
     return Frames(**made, evaluations=int(evaluations), seconds=seconds, outside=outside)
+
+
+def _shown(label: str) -> Callable[[Iterable[int]], Iterator[int]]:
+    """Shows steps; Ctrl-C among them is for whoever called the experiment."""
+    return lambda steps: shown_steps(steps, label)
 
 
 def _system_file(name: str) -> Path:

@@ -19,8 +19,7 @@ from boltzgen.diagnostics import effective_sample_fraction
 from boltzgen.flows.molecular import GeneratorConfig
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.placement import hydrogen_density, with_placed_hydrogens
-from boltzgen.pretraining import pretrain
-from boltzgen.reproduce.curves import kept_flow
+from boltzgen.reproduce.curves import kept_pretraining
 from boltzgen.reproduce.heavy_atoms import Array, HeavyAtoms, MoleculeData, Share
 
 __all__ = ["Estimate", "equation_32", "internal_generator", "pretrained_on_data", "with_partition_function"]
@@ -110,17 +109,15 @@ def pretrained_on_data(
 
     Raises
     ------
-    CheckpointError
-        If the file is damaged, or of other settings.
+    CheckpointError, RunInterrupted
+        See `boltzgen.reproduce.curves.kept_pretraining`.
     """
-
-    def train() -> None:
-        data = heavy.ensemble(heavy.data, whole=True)
-        pretrain(generator, data, n_steps=n_steps, batch_size=batch_size, patience=None, seed=seed)
-
     identity = {"seed": seed, "n_steps": n_steps, "batch_size": batch_size, "data": heavy.sources}
     strength = None if generator.alignment is None else generator.alignment.strength
-    kept_flow(path, generator, identity | {"flow": str(generator.flow), "alignment": strength}, train)
+    identity |= {"flow": str(generator.flow), "alignment": strength}
+    data = heavy.ensemble(heavy.data, whole=True)
+    options = {"n_steps": n_steps, "batch_size": batch_size, "patience": None, "seed": seed}
+    kept_pretraining(path, generator, data, identity, **options)
     return generator
 
 

@@ -16,10 +16,9 @@ from boltzgen.flows.cartesian import CartesianFlow
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.output_files import OutputFolder
 from boltzgen.plotting.style import Array
-from boltzgen.pretraining import pretrain
 from boltzgen.progress import format_duration
 from boltzgen.reproduce.claims import markdown_table
-from boltzgen.reproduce.curves import Curve, Refinement, kept_flow, refine
+from boltzgen.reproduce.curves import Curve, Refinement, kept_pretraining, refine
 from boltzgen.reproduce.heavy_atoms import HeavyAtoms
 from boltzgen.reproduce.molecule_settings import CurveKind, MoleculeSettings
 from boltzgen.training import soft_cap
@@ -262,18 +261,17 @@ def _pretrained(heavy: HeavyAtoms, settings: MoleculeSettings, seed: int, path: 
         flow, heavy.trained_on, kT=heavy.kT, seed=seed, alignment=heavy.penalty(settings.pretraining_strength)
     )
 
-    def train() -> None:
-        pretrain(
-            generator,
-            heavy.ensemble(heavy.data),
-            n_steps=settings.pretraining_steps,
-            batch_size=settings.refinement.batch_size,
-            learning_rate=settings.pretraining_rate,
-            patience=None,
-            seed=seed,
-        )
-
     batch_size = settings.refinement.batch_size
     same = replace(settings, refinement=Refinement("", 0, batch_size, 0.0, 1), n_measured=0, refinement_strength=0.0)
-    kept_flow(path, generator, {"seed": seed, "settings": str(same)}, train)
+    kept_pretraining(
+        path,
+        generator,
+        heavy.ensemble(heavy.data),
+        {"seed": seed, "settings": str(same)},
+        n_steps=settings.pretraining_steps,
+        batch_size=batch_size,
+        learning_rate=settings.pretraining_rate,
+        patience=None,
+        seed=seed,
+    )
     return generator

@@ -172,10 +172,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _apart(there: Any, here: Any) -> tuple[str, ...]:
-    """Two values as text; of long ones the part that begins with the word in which they differ."""
+    """Two values as text; of long ones a part that begins before the place in which they differ."""
     texts = str(there), str(here)
+    if texts[0] == texts[1]:
+        return repr(there), repr(here)
     if max(map(len, texts)) <= SHOWN:
         return texts
     common = next((k for k, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
-    start = max(texts[0].rfind(" ", 0, common), texts[0].rfind("(", 0, common)) + 1
-    return tuple(text[start:] if len(text) <= start + SHOWN else f"{text[start : start + SHOWN]}…" for text in texts)
+    word = max(texts[0].rfind(" ", 0, common), texts[0].rfind("(", 0, common)) + 1
+    start = max(word, common - SHOWN // 2)
+    return tuple(_cut(text, start) for text in texts)
+
+
+def _cut(text: str, start: int) -> str:
+    before, after = "…" if start else "", "…" if len(text) > start + SHOWN else ""
+    return f"{before}{text[start : start + SHOWN]}{after}"

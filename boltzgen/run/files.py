@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boltzgen.ensemble import Ensemble
-from boltzgen.errors import OutputError
+from boltzgen.errors import EstimateError, OutputError
 from boltzgen.output_files import explain_os_error, write_bytes
 from boltzgen.progress import shown_steps
 from boltzgen.training import History
@@ -19,30 +19,28 @@ if TYPE_CHECKING:
 
 __all__ = ["drawn", "read_history", "write_history"]
 
-BLOCK = 40_960  # samples between two looks at the clock; a multiple of the generator's own batches, so that the
-# random numbers are those of one call
 POPULATION = "population "
 
 
 def drawn(generator: BoltzmannGenerator, n: int, stop: Callable[[], bool] | None = None) -> Ensemble:
-    """Samples as ``generator.sample(n)`` gives them, with progress where they are many.
+    """``generator.sample(n)``, with progress where there are many.
 
     Parameters
     ----------
     stop : callable, optional
-        Asked before each block of samples; a true answer ends the drawing with those that there are, which are as good
-        a sample as a smaller n.
+        Asked before each block of samples; a true answer ends the drawing with those that there are.
 
     Raises
     ------
     KeyboardInterrupt
         If it was ended before the first.
     """
-    sizes = [min(BLOCK, n - start) for start in range(0, n, BLOCK)]
-    parts = [generator.sample(sizes[k]) for k in shown_steps(range(len(sizes)), "samples", stop)]
-    if not parts:
-        raise KeyboardInterrupt
-    return Ensemble.concatenate(parts)
+    try:
+        return generator.sample(n, progress=lambda blocks: shown_steps(blocks, "samples", stop))
+    except EstimateError:
+        if stop is None or not stop():
+            raise
+        raise KeyboardInterrupt from None
 
 
 def write_history(path: Path, history: History) -> None:

@@ -8,9 +8,9 @@ Z, and the weights are those of the target.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,8 +21,8 @@ from torch import Tensor
 from boltzgen.energy.orientation import log_rigid_integral
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
+from boltzgen.progress import StepsShower, interruptible_steps, shown_wait
 from boltzgen.sampling.hybrid_moves import HamiltonianMoves, PathState, TargetPath, move_masses
-from boltzgen.sampling.run import Progress, interruptible_steps
 from boltzgen.sampling.run import generator as seeded
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["annealed_importance"]
 
 PILOT_PARTICLES = 256
-AT_ONCE = 1000  # particles; larger batches are hardly faster, and an interruption loses one
+AT_ONCE = 1000  # particles; larger batches are hardly faster for a molecule, and an interruption loses one
 MOST_LEVELS = 2000
 TUNING_MOVES = 10  # before the first level; later levels start from the step size of the one before
 
@@ -49,7 +49,7 @@ def annealed_importance(
     n_leapfrog: int = 5,
     step_size: float | None = None,
     seed: int = 0,
-    progress: bool | Progress = False,
+    progress: bool | StepsShower = False,
 ) -> Ensemble:
     """Samples of the target with exact weights, from a generator that is far from it.
 
@@ -81,8 +81,9 @@ def annealed_importance(
         nm, to start tuning from; 2e-3 for molecules and 0.3 otherwise if absent.
     seed : int
     progress : bool or callable
-        Show a progress bar, or wrap the places with this, which may end them early too. Repeats go along the path some
-        at a time, about 1,000 particles; with the bar, the first Ctrl-C keeps those that have arrived.
+        Show a progress bar, or wrap the places with this, which may end them early too. Particles go along the path
+        some at a time: whole repeats, or 1,000 of them where they are independent. With the bar, the first Ctrl-C after
+        the pilot keeps those that have arrived.
 
     Returns
     -------
@@ -109,19 +110,25 @@ def annealed_importance(
     size = step_size if step_size is not None else (0.3 if generator.molecule is None else 2e-3)
     masses = move_masses(generator, state.positions.shape[1])
     mover = HamiltonianMoves(path, masses, size, n_leapfrog if moves == "hmc" else 1, rng)
-    places, sizes = _pilot(path, state, mover, n_moves, schedule, conditional_ess)
-    at_once = max(1, AT_ONCE // n_particles)
-    n_batches, n_places = math.ceil(n_repeats / at_once), len(places)
+    with shown_wait("choosing places on the path and step sizes") if progress is True else nullcontext():
+        places, sizes = _pilot(path, state, mover, n_moves, schedule, conditional_ess)
+    groups, size_of_group = (n_repeats, n_particles) if resample_below > 0 else (n_repeats * n_particles, 1)
+    at_once = max(1, AT_ONCE // size_of_group)
+    starts = range(0, groups, at_once)
     arrived: list[_Repeats] = []
-    with interruptible_steps(n_batches * n_places, progress, "annealed importance") as steps:
-        for batch, k in (divmod(step, n_places) for step in steps):
-            if k == 0:
-                n = min(at_once, n_repeats - batch * at_once)
-                repeats = _Repeats(_draw(path, n * n_particles, rng), n)
+    on_the_way: _Repeats | None = None
+    k = 0
+    with interruptible_steps(len(starts) * len(places), progress, "annealed importance") as steps:
+        for _ in steps:
+            if on_the_way is None:
+                n, k = min(at_once, groups - starts[len(arrived)]), 0
+                on_the_way = _Repeats(_draw(path, n * size_of_group, rng), n)
             mover.step_size = sizes[k]
-            repeats.advance(places[k], mover, n_moves, resample_below)
-            if k == n_places - 1:
-                arrived.append(repeats)
+            on_the_way.advance(places[k], mover, n_moves, resample_below)
+            k += 1
+            if k == len(places):
+                arrived.append(on_the_way)
+                on_the_way = None
     if not arrived:
         raise PotentialError("ended before the first particles came to the target: there are no samples to keep")
     record = {
@@ -130,8 +137,8 @@ def annealed_importance(
         "moves": moves,
         "n_moves": n_moves,
         "seed": seed,
-        **_mean_records(arrived),
-        "ended_early": sum(len(repeats.log_weights) for repeats in arrived) < n_repeats,
+        **_joined_records(arrived),
+        "ended_early": len(arrived) < len(starts),
         "seconds": time.perf_counter() - begin,
     }
     spent = generator.potential.counts.energy - before
@@ -150,14 +157,18 @@ class _Repeats:
     Attributes
     ----------
     log_weights : (n_repeats, n) tensor
-    record : {name: list of float}
-        A value at each place.
+    sums : list of (float, float)
+        At each place: log of the sum of all weights, and of their squares.
+    acceptance, resampled : list of float
+        At each place: accepted moves, and repeats that were resampled, as shares.
     """
 
     def __init__(self, state: PathState, n_repeats: int) -> None:
         self.state, self._place = state, 0.0
         self.log_weights = torch.zeros_like(state.log_q, dtype=torch.float64).reshape(n_repeats, -1)
-        self.record: dict[str, list[float]] = {"acceptance": [], "ess": [], "resampled": []}
+        self.sums: list[tuple[float, float]] = []
+        self.acceptance: list[float] = []
+        self.resampled: list[float] = []
 
     def advance(self, place: float, mover: HamiltonianMoves, n_moves: int, resample_below: float) -> None:
         """Go on to a place of the path."""
@@ -165,18 +176,22 @@ class _Repeats:
         self.state, self.log_weights, share = _resample(self.state, log_weights, resample_below, mover.rng)
         for _ in range(n_moves):
             self.state = mover(self.state, place)
-        self.record["acceptance"].append(mover.acceptance)
-        self.record["ess"].append(float(_relative_ess(self.log_weights.flatten()[None])))
-        self.record["resampled"].append(share)
+        every = self.log_weights.flatten()
+        self.sums.append((float(every.logsumexp(0)), float((2 * every).logsumexp(0))))
+        self.acceptance.append(mover.acceptance)
+        self.resampled.append(share)
         self._place = place
 
 
-def _mean_records(arrived: Sequence[_Repeats]) -> dict[str, list[float]]:
-    """The mean over all repeats, at each place."""
-    sizes = [len(repeats.log_weights) for repeats in arrived]
+def _joined_records(arrived: Sequence[_Repeats]) -> dict[str, list[float]]:
+    """Of all particles at each place: accepted moves, relative effective size, and share of repeats resampled."""
+    sizes = np.array([repeats.log_weights.numel() for repeats in arrived], dtype=float)
+    mean = lambda values: np.average(values, axis=0, weights=sizes).tolist()
+    sums = np.logaddexp.reduce([repeats.sums for repeats in arrived], axis=0)
     return {
-        name: np.average([repeats.record[name] for repeats in arrived], axis=0, weights=sizes).tolist()
-        for name in arrived[0].record
+        "acceptance": mean([repeats.acceptance for repeats in arrived]),
+        "ess": np.exp(2 * sums[:, 0] - sums[:, 1] - np.log(sizes.sum())).tolist(),
+        "resampled": mean([repeats.resampled for repeats in arrived]),
     }
 
 

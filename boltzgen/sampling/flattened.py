@@ -23,9 +23,10 @@ from boltzgen.energy.tables import Floats, TermTables
 from boltzgen.energy.terms import bicubic_coefficients
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
+from boltzgen.progress import StepsShower, interruptible_steps
 from boltzgen.sampling.langevin import BatchedLangevin, LayoutForces, counted, layout_forces, relax
 from boltzgen.sampling.particles import Particles, particle_numbers
-from boltzgen.sampling.run import Progress, SamplingRun, generator, in_femtoseconds, interruptible_steps
+from boltzgen.sampling.run import SamplingRun, generator, in_femtoseconds
 
 __all__ = ["BiasedEnergy", "TorsionBias", "flattened_sampling", "heavy_hydrogens", "learn_bias", "torsion_angles"]
 
@@ -162,7 +163,7 @@ def learn_bias(
     friction: float = 1.0,
     seed: int = 0,
     start: Any = None,
-    progress: bool | Progress = False,
+    progress: bool | StepsShower = False,
 ) -> TorsionBias:
     """Learn a flattening bias by well-tempered metadynamics with many walkers on one grid.
 
@@ -226,7 +227,7 @@ def flattened_sampling(
     burn_in: float = 0.2,
     seed: int = 0,
     start: Any = None,
-    progress: bool | Progress = False,
+    progress: bool | StepsShower = False,
 ) -> SamplingRun:
     """Sample under a static bias; log-weights + bias/kT give the unbiased distribution.
 

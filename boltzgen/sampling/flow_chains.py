@@ -15,8 +15,8 @@ import torch
 from boltzgen.energy.orientation import log_rigid_integral
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
+from boltzgen.progress import StepsShower, interruptible_steps
 from boltzgen.sampling.hybrid_moves import HamiltonianMoves, PathState, TargetPath, move_masses
-from boltzgen.sampling.run import Progress, interruptible_steps
 from boltzgen.sampling.run import generator as seeded
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def flow_chains(
     step_size: float | None = None,
     burn_in: float = 0.2,
     seed: int = 0,
-    progress: bool | Progress = False,
+    progress: bool | StepsShower = False,
 ) -> Ensemble:
     """Equally weighted samples of the target from chains of independence Metropolis and local moves.
 

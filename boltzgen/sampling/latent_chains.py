@@ -11,8 +11,8 @@ import torch
 from boltzgen.energy.orientation import log_rigid_integral
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
+from boltzgen.progress import StepsShower, interruptible_steps
 from boltzgen.sampling.latent_moves import KINDS, LatentSpace, LatentState
-from boltzgen.sampling.run import Progress, interruptible_steps
 from boltzgen.sampling.run import generator as seeded
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def latent_chains(
     step_size: float = 0.2,
     burn_in: float = 0.2,
     seed: int = 0,
-    progress: bool | Progress = False,
+    progress: bool | StepsShower = False,
 ) -> Ensemble:
     """Equally weighted samples of the target from chains that move among the base variables of the flow.
 

@@ -18,6 +18,7 @@ from openmm import Platform, unit
 from boltzgen.energy.simplification import simplify
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
+from boltzgen.progress import StepsShower, interruptible_steps
 from boltzgen.sampling.constraints import metric_log_weights
 from boltzgen.sampling.run import SamplingRun, in_femtoseconds, in_kelvin
 
@@ -38,6 +39,7 @@ def openmmtools_tempering(
     seed: int = 0,
     start: Any = None,
     platform: str = "CPU",
+    progress: bool | StepsShower = False,
 ) -> SamplingRun:
     """Parallel tempering with `openmmtools.multistate.ParallelTemperingSampler`.
 
@@ -61,6 +63,9 @@ def openmmtools_tempering(
         Of NumPy's generator, which openmmtools uses for swaps. OpenMM's integrators choose their own.
     platform : str
         OpenMM platform.
+    progress : bool or callable
+        Show a progress bar, where the first Ctrl-C ends the run with the frames that there are; or wrap the iterations
+        with this, which may end them early too.
 
     Returns
     -------
@@ -69,7 +74,7 @@ def openmmtools_tempering(
     Raises
     ------
     PotentialError
-        Settings that make no sense.
+        Settings that make no sense, or an end before there is a frame for every block.
     """
     first = int(np.ceil(burn_in * n_iterations))
     if n_iterations - first < n_blocks or n_blocks < 2:
@@ -78,35 +83,46 @@ def openmmtools_tempering(
     positions = molecule.positions if start is None else start
     if not unit.is_quantity(positions):
         positions = np.asarray(positions, dtype=np.float64) * unit.nanometer
-    with _silence(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        sampler, reporter = _sampler(
-            Path(folder),
-            molecule,
-            n_iterations,
-            steps_per_iteration,
-            platform,
-            {
-                "timestep": in_femtoseconds(time_step) * unit.femtosecond,
-                "collision_rate": friction / unit.picosecond,
-            },
-        )
-        from openmmtools import states
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with _silence():
+            sampler, reporter = _sampler(
+                Path(folder),
+                molecule,
+                n_iterations,
+                steps_per_iteration,
+                platform,
+                {
+                    "timestep": in_femtoseconds(time_step) * unit.femtosecond,
+                    "collision_rate": friction / unit.picosecond,
+                },
+            )
+            from openmmtools import states
 
-        np.random.seed(seed % 2**32)
-        sampler.create(
-            states.ThermodynamicState(simplify(molecule.system, molecule.positions), molecule.temperature),
-            states.SamplerState(positions),
-            reporter,
-            min_temperature=molecule.temperature,
-            max_temperature=in_kelvin(t_max) * unit.kelvin,
-            n_temperatures=n_replicas,
-        )
-        sampler.minimize()
-        sampler.run()
-        accepted, proposed, state_of = _statistics(reporter, n_iterations)
-        frames = [_target_frame(reporter, state_of, iteration) for iteration in range(first + 1, n_iterations + 1)]
-        temperatures = [in_kelvin(state.temperature) for state in sampler._thermodynamic_states]
-        reporter.close()
+            np.random.seed(seed % 2**32)
+            sampler.create(
+                states.ThermodynamicState(simplify(molecule.system, molecule.positions), molecule.temperature),
+                states.SamplerState(positions),
+                reporter,
+                min_temperature=molecule.temperature,
+                max_temperature=in_kelvin(t_max) * unit.kelvin,
+                n_temperatures=n_replicas,
+            )
+            sampler.minimize()
+        done = 0
+        with interruptible_steps(n_iterations, progress, "parallel tempering by openmmtools") as iterations:
+            for _ in iterations:
+                with _silence():
+                    sampler.run(n_iterations=1)
+                done += 1
+        if done - first < n_blocks:
+            raise PotentialError(
+                f"ended after {done} iterations: the burn-in takes {first}, {n_blocks} blocks need more"
+            )
+        with _silence():
+            accepted, proposed, state_of = _statistics(reporter, done)
+            frames = [_target_frame(reporter, state_of, iteration) for iteration in range(first + 1, done + 1)]
+            temperatures = [in_kelvin(state.temperature) for state in sampler._thermodynamic_states]
+            reporter.close()
     log_weights = metric_log_weights(molecule, np.array(frames))
     return SamplingRun(
         ensemble=Ensemble(
@@ -117,9 +133,10 @@ def openmmtools_tempering(
             groups=np.arange(len(frames)) * n_blocks // len(frames),
         ),
         method="parallel tempering by openmmtools",
-        evaluations=n_iterations * (steps_per_iteration + 1) * n_replicas,
+        evaluations=done * (steps_per_iteration + 1) * n_replicas,
         seconds=time.perf_counter() - begin,
-        n_steps=n_iterations * steps_per_iteration,
+        n_steps=done * steps_per_iteration,
+        ended_early=done < n_iterations,
         time_step=in_femtoseconds(time_step),
         seed=seed,
         temperatures=np.array(temperatures),

@@ -13,17 +13,10 @@ from boltzgen.energy import Potential
 from boltzgen.energy import potential as choose_potential
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
+from boltzgen.progress import StepsShower, interruptible_steps
 from boltzgen.sampling.langevin import BatchedLangevin, layout_forces, relax
 from boltzgen.sampling.particles import Particles
-from boltzgen.sampling.run import (
-    GAS_CONSTANT,
-    Progress,
-    SamplingRun,
-    generator,
-    in_femtoseconds,
-    in_kelvin,
-    interruptible_steps,
-)
+from boltzgen.sampling.run import GAS_CONSTANT, SamplingRun, generator, in_femtoseconds, in_kelvin
 
 __all__ = ["ReplicaExchange", "parallel_tempering"]
 
@@ -124,7 +117,7 @@ def parallel_tempering(
     start: Any = None,
     device: str | torch.device = "cpu",
     all_temperatures: bool = False,
-    progress: bool | Progress = False,
+    progress: bool | StepsShower = False,
 ) -> SamplingRun:
     """Sample the Boltzmann distribution of a molecule by parallel tempering.
 

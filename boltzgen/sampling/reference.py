@@ -13,9 +13,10 @@ import numpy as np
 
 from boltzgen.energy import Potential
 from boltzgen.errors import PotentialError
+from boltzgen.progress import StepsShower
 from boltzgen.sampling.domain import domain_of
 from boltzgen.sampling.parallel_tempering import parallel_tempering
-from boltzgen.sampling.run import Progress, SamplingRun, in_kelvin
+from boltzgen.sampling.run import SamplingRun, in_kelvin
 
 if TYPE_CHECKING:
     from boltzgen.free_energy import BasinFreeEnergy, FreeEnergies
@@ -55,7 +56,7 @@ def reference(
     potential: Potential | None = None,
     domain: Callable[[np.ndarray], np.ndarray] | None = None,
     seed: int = 0,
-    progress: bool | Progress = False,
+    progress: bool | StepsShower = False,
     **options: Any,
 ) -> Reference:
     """Free energies by parallel tempering, with errors from independent ladders of walkers.

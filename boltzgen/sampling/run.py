@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,23 +12,16 @@ from openmm import unit
 
 from boltzgen.diagnostics import Verdict
 from boltzgen.ensemble import Ensemble
-from boltzgen.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from boltzgen.free_energy import FreeEnergies
 
 __all__ = [
-    "Progress",
     "SamplingRun",
     "generator",
     "in_femtoseconds",
     "in_kelvin",
-    "interruptible_steps",
-    "progress_steps",
 ]
-
-# Called with the number of items; gives them back one by one while showing how far it is, as tqdm does.
-Progress = Callable[[Iterable[int]], Iterable[int]]
 
 GAS_CONSTANT = 8.31446261815324e-3  # kJ/mol/K
 
@@ -153,26 +144,3 @@ def in_femtoseconds(time: Any) -> float:
 def in_kelvin(temperature: Any) -> float:
     """A temperature in K, from a Quantity or a number of K."""
     return float(temperature.value_in_unit(unit.kelvin) if unit.is_quantity(temperature) else temperature)
-
-
-def progress_steps(n: int, progress: bool | Progress, label: str) -> Iterable[int]:
-    """range(n), shown by a progress bar if that is wanted."""
-    if callable(progress):
-        return progress(range(n))
-    if not progress:
-        return range(n)
-    from tqdm.auto import tqdm
-
-    bar: Iterable[int] = tqdm(range(n), desc=label, mininterval=1.0)
-    return bar
-
-
-@contextmanager
-def interruptible_steps(n: int, progress: bool | Progress, label: str) -> Iterator[Iterable[int]]:
-    """`progress_steps`; where a bar shows them, the first Ctrl-C ends them, and the sampler keeps what it has."""
-    steps = progress_steps(n, progress, label)
-    if callable(progress) or not progress:
-        yield steps
-        return
-    with Interrupts() as interrupts:
-        yield takewhile(lambda step: not interrupts.requested(), steps)

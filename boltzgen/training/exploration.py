@@ -23,6 +23,7 @@ from boltzgen.errors import StructureError
 if TYPE_CHECKING:
     from boltzgen.energy.base import Potential
     from boltzgen.molecule import Molecule
+    from boltzgen.progress import StepsShower
     from boltzgen.sampling import SamplingRun
 
 __all__ = ["Exploration", "explore", "torsion_basins"]
@@ -79,6 +80,7 @@ def explore(
     temperature: Any = HOT,
     budget: int = 256_000,
     seed: int = 0,
+    progress: bool | StepsShower = False,
 ) -> Exploration:
     """A short run of many walkers at a high temperature, from the molecule's one structure, which are then cooled.
 
@@ -89,6 +91,8 @@ def explore(
     temperature : Quantity or float (K)
     budget : int
         Energy evaluations with forces: half of them hot, half at the molecule's temperature.
+    progress : bool or callable
+        As in `boltzgen.sampling.parallel_tempering`, for either half.
 
     Raises
     ------
@@ -101,13 +105,13 @@ def explore(
     from boltzgen.sampling.run import in_kelvin
 
     inside = domain_of(molecule)
-    hot = _walk(molecule.with_temperature(temperature), potential, budget // 2, seed, None)
+    hot = _walk(molecule.with_temperature(temperature), potential, budget // 2, seed, None, progress)
     kept = hot.ensemble[np.flatnonzero(inside(hot.ensemble.positions.astype(np.float64)))]
     last = hot.ensemble.positions[-WALKERS:]
     last = last[inside(last.astype(np.float64))]
     if not len(last):
         raise StructureError("no walker of the hot run stayed in the domain: run it at a lower temperature")
-    cold = _walk(molecule, potential, budget // 2, seed + 1, last)
+    cold = _walk(molecule, potential, budget // 2, seed + 1, last, progress)
     evaluations = hot.evaluations + cold.evaluations
     outside = 1 - len(kept) / len(hot.ensemble)
     how = (
@@ -118,7 +122,12 @@ def explore(
 
 
 def _walk(
-    molecule: Molecule, potential: Potential | None, budget: int, seed: int, start: np.ndarray | None
+    molecule: Molecule,
+    potential: Potential | None,
+    budget: int,
+    seed: int,
+    start: np.ndarray | None,
+    progress: bool | StepsShower,
 ) -> SamplingRun:
     """Langevin dynamics at the molecule's temperature, from its structure or from one configuration for each walker."""
     from boltzgen.sampling import parallel_tempering
@@ -135,6 +144,7 @@ def _walk(
         burn_in=0.5,
         seed=seed,
         start=start,
+        progress=progress,
     )
 
 

@@ -99,7 +99,8 @@ def _seen(generator: BoltzmannGenerator, start: Any, t_start: unit.Quantity | fl
     if start != "hot run":
         raise ValueError(f"unknown start={start!r}: choose 'hot run', give configurations, or None")
     share = int(HOT_RUN * budget)
-    return explore(molecule, generator.potential, temperature=t_start, budget=share, seed=generator.seed)
+    seed, potential = generator.seed, generator.potential
+    return explore(molecule, potential, temperature=t_start, budget=share, seed=seed, progress=True)
 
 
 def _found(seen: Exploration, history: History) -> str:
