@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from boltzgen.energy.analytic import AnalyticTarget
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.losses import ControlledForwardKL, forward_kl, minibatch_kl, weighted_forward_kl
+from boltzgen.progress import shown_steps
 from boltzgen.reproduce.unconstrained import unnormalised_kl
 
 __all__ = ["ESTIMATORS", "Noise", "exact_gradient", "gradient_noise", "weighted_normalised_kl"]
@@ -87,8 +88,8 @@ def exact_gradient(generator: BoltzmannGenerator, n_samples: int, seed: int) -> 
     like = parameters[0]
     halves = [torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64) for _ in range(2)]
     n_chunks = max(1, n_samples // (2 * CHUNK))
-    for half in halves:
-        for _ in range(n_chunks):
+    for number, half in enumerate(halves, 1):
+        for _ in shown_steps(range(n_chunks), f"exact gradient, half {number}"):
             x = target.sample(CHUNK, rng).to(like)
             half += _gradient(forward_kl(x, generator.flow.log_prob(x)), parameters)
         half /= n_chunks
@@ -120,7 +121,7 @@ def gradient_noise(
     estimators = {name: estimator or controlled for name, estimator in ESTIMATORS.items()}
     moments = {name: _Moments(exact) for name in estimators}
     rng = torch.Generator().manual_seed(seed)
-    for index in range(n_warm + n_batches):
+    for index in shown_steps(range(n_warm + n_batches), "gradients of minibatches"):
         with torch.no_grad():
             x = flow.sample_and_log_prob(batch_size, rng)[0]
             log_p = -generator.reduced_energy(x, generator.kT).to(x.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 from boltzgen.energy.analytic import DoubleWell
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.losses import minibatch_kl
+from boltzgen.progress import shown_steps
 
 __all__ = ["Descent", "descend", "exact_solution", "fixed_minibatch", "grid", "random_start", "unnormalised_kl"]
 
@@ -166,7 +167,7 @@ def fixed_minibatch(
         flow = copy.deepcopy(start.flow)
         optimizer = torch.optim.Adam(flow.parameters(), lr=learning_rate)
         mass = []
-        for _ in range(n_steps):
+        for _ in shown_steps(range(n_steps), f"one minibatch, {name}"):
             log_q = flow.log_prob(x)
             mass.append(float(log_q.detach().logsumexp(0)))
             optimizer.zero_grad(set_to_none=True)
