@@ -173,6 +173,19 @@ def test_folder_is_removed_only_while_empty(tmp_path):
     assert (tmp_path / "a" / "b" / "x").read_bytes() == b"1"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_while_samples_are_drawn_answers_with_those_that_there_are(resumable, monkeypatch):
+    monkeypatch.setattr(run_module, "Interrupts", interrupted_when_asked(5))
+    monkeypatch.setattr("boltzgen.generator.SAMPLE_BLOCK", 64)
+    said = []
+    result = execute(prepare(replace(resumable, n_samples=640)), said.append)
+    drawn = len(result.ensemble)
+    assert drawn in (192, 256)
+    assert result.values["n_samples"] == drawn
+    assert result.values["samples_ended_early"] is True
+    assert f"the drawing was ended early, after {drawn} of 640 samples" in said
+
+
 @pytest.mark.parametrize(
     ("there", "here", "said"),
     [

@@ -72,7 +72,7 @@ def test_a_training_is_gone_on_with_by_run(pdb, tmp_path, capsys):
     assert whole["energy_evaluations"] == found["energy_evaluations"] + 2000
     assert whole["folder"] == str(tmp_path / "run")
     assert whole == json.loads((tmp_path / "run" / "result.json").read_text()) | {"folder": whole["folder"]}
-    assert whole["reference_ended_early"] is False
+    assert whole["reference_ended_early"] is whole["samples_ended_early"] is False
 
 
 def test_reference_of_a_run_compares_with_it(finished_run, tmp_path, capsys):

@@ -280,9 +280,13 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
     generator, folder, options = prepared.generator, prepared.folder, prepared.options
     generator.save(folder / "model.safetensors")
     write_history(folder / "history.csv", prepared.training.history)
-    say(f"drawing {options.n_samples:,} samples")
+    say(f"drawing {options.n_samples:,} samples (Ctrl-C ends it early, with those that there are)")
     training_defects = generator.potential.counts.defect
-    ensemble = drawn(generator, options.n_samples)
+    with Interrupts() as interrupts:
+        ensemble = drawn(generator, options.n_samples, interrupts.requested)
+    n_drawn = len(ensemble) + ensemble.n_lost + ensemble.n_defects
+    if n_drawn < options.n_samples:
+        say(f"the drawing was ended early, after {n_drawn:,} of {options.n_samples:,} samples")
     ensemble.save(folder.path)
     recheck = recheck_energies(ensemble, seed=options.seed)
     placement = placements.accuracy_of(generator, ensemble, options.seed)
@@ -305,6 +309,7 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
         "force_evaluations": counts["force"],
         "recheck_evaluations": recheck.n,
         "reference_evaluations": 0 if sampled is None else sampled.evaluations,
+        "samples_ended_early": n_drawn < options.n_samples,
         "reference_ended_early": sampled is not None and sampled.ended_early,
         "training_defects": training_defects,
         "training_skipped_steps": prepared.training.skipped,
