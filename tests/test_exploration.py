@@ -1,7 +1,10 @@
 """Exploration: torsion states are found where they are, and a hot run finds what one structure does not show."""
 
+import os
+
 import numpy as np
 import pytest
+from signals import interrupted_when_asked
 
 from boltzgen import BoltzmannGenerator, Ensemble, Molecule, anneal
 from boltzgen.collective_variables import parse_basin
@@ -103,6 +106,18 @@ def test_a_start_may_be_of_another_temperature_and_target(molecule):
     hot = Ensemble(positions, np.zeros(64), kT=4 * molecule.kT, molecule=molecule)
     history = anneal(generator, budget=256, start=hot, batch_size=64)
     assert any("64 configurations that were given" in event.message for event in history.events)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_during_the_first_fit_ends_the_annealing(molecule, monkeypatch):
+    generator = BoltzmannGenerator.for_molecule(molecule, seed=0)
+    frames = generator.sample_and_log_prob(64)[0].numpy()
+    monkeypatch.setattr("boltzgen.progress.Interrupts", interrupted_when_asked(3))
+    history = anneal(generator, budget=25_600, start=frames, batch_size=64)
+    assert history.interrupted
+    assert {record["stage"] for record in history.records} == {"pretraining"}
+    assert history.records[-1]["step"] == 2
+    assert generator.potential.counts.energy == 0
 
 
 def test_unknown_starts_are_refused(molecule):

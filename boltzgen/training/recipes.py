@@ -56,7 +56,8 @@ def anneal(
     Returns
     -------
     History
-        Its events say which basins were looked for, how, and which of them the generator has.
+        Its events say which basins were looked for, how, and which of them the generator has. Where Ctrl-C ended the
+        fit to the configurations, it is that of the fit, and there was no cooling.
 
     Raises
     ------
@@ -69,7 +70,8 @@ def anneal(
         n_steps = round(budget / (HOT_SHARE * batch_size + (1 - HOT_SHARE) * n_fresh))
         stages = annealing_stages(heat, max(n_steps, 2), replay=replay, ess_bound=ess_bound)
         return _run_shown(Training(generator, stages, **options))
-    seen = _seen(generator, start, t_start, budget)
+    shown = options.get("on_record") is None
+    seen = _seen(generator, start, t_start, budget, shown)
     if seen.evaluations >= budget:
         raise ValueError(
             f"the look before the training took {seen.evaluations:,} evaluations, the budget is {budget:,}"
@@ -80,7 +82,9 @@ def anneal(
     n_steps = max((budget - seen.evaluations) // n_fresh, 1)
     # A place to start from, whose temperature and target need not be the generator's: the cooling follows the latter.
     first = replace(seen.ensemble, kT=generator.kT, target=generator.other_target)
-    pretrain(generator, first, n_steps=max(n_steps // 10, FEWEST_PRETRAINING))
+    before = pretrain(generator, first, n_steps=max(n_steps // 10, FEWEST_PRETRAINING), progress=shown)
+    if before.interrupted:
+        return before
     cooling = Stage("cooling", "l2+", n_steps, heat, 1.0, replay=replay, ess_bound=ess_bound)
     training = Training(generator, [cooling], **options)
     training.history.events.append(Event(0, "start", str(seen)))
@@ -89,7 +93,9 @@ def anneal(
     return history
 
 
-def _seen(generator: BoltzmannGenerator, start: Any, t_start: unit.Quantity | float, budget: int) -> Exploration:
+def _seen(
+    generator: BoltzmannGenerator, start: Any, t_start: unit.Quantity | float, budget: int, shown: bool
+) -> Exploration:
     """The configurations and basins to start with."""
     molecule = generator.molecule
     if molecule is None:
@@ -100,7 +106,7 @@ def _seen(generator: BoltzmannGenerator, start: Any, t_start: unit.Quantity | fl
         raise ValueError(f"unknown start={start!r}: choose 'hot run', give configurations, or None")
     share = int(HOT_RUN * budget)
     seed, potential = generator.seed, generator.potential
-    return explore(molecule, potential, temperature=t_start, budget=share, seed=seed, progress=True)
+    return explore(molecule, potential, temperature=t_start, budget=share, seed=seed, progress=shown)
 
 
 def _found(seen: Exploration, history: History) -> str:
