@@ -2,6 +2,7 @@
 
     boltzgen reproduce NAME --out benchmarks/results/paper
     python benchmarks/paper_sizes.py --out benchmarks/results/paper
+    python benchmarks/paper_sizes.py --out benchmarks/results/paper --dashed 70000
     python benchmarks/paper.py
 
 Writes benchmarks/results/paper.json: for every experiment its command, settings, choices and findings, and the figures
@@ -18,7 +19,7 @@ from boltzgen.output_files import write_json
 from boltzgen.reproduce import EXPERIMENTS
 
 RESULTS = Path(__file__).resolve().parent / "results"
-NAMES = (*EXPERIMENTS, "dialanine-sizes")
+NAMES = (*EXPERIMENTS, "dialanine-sizes", "dialanine-dashed")
 
 
 def joined(folder: Path) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def joined(folder: Path) -> dict[str, Any]:
             found[name] = {key: value for key, value in content.items() if key != "curves"}
     verdicts: dict[str, int] = {}
     for experiment in found.values():
-        for finding in experiment["findings"]:
+        for finding in experiment.get("findings", []):
             verdicts[finding["verdict"]] = verdicts.get(finding["verdict"], 0) + 1
     return {"verdicts": verdicts, "experiments": found}
 
