@@ -65,7 +65,7 @@ SETTINGS = {
     "quick": Settings(
         partial=Pretraining(n_steps=800, n_data=20_000),
         complete=Pretraining(n_steps=2000, n_data=20_000),
-        refinement=Refinement("", n_steps=400, batch_size=256, learning_rate=1e-4, measure_every=20),
+        refinement=Refinement("", n_steps=2000, batch_size=256, learning_rate=1e-4, measure_every=100),
         n_measured=20_000,
     ),
     "paper": Settings(
