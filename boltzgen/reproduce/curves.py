@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
-import signal
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from boltzgen import __version__
-from boltzgen.errors import CheckpointError
+from boltzgen.checkpoint_file import CHECKPOINT_SECONDS, Checkpointed
+from boltzgen.errors import PotentialError
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.interrupts import Interrupts, RunInterrupted
-from boltzgen.output_files import write_bytes
+from boltzgen.placement_training import PlacementAccuracy, PlacementTraining
 from boltzgen.pretraining import Pretraining
 from boltzgen.progress import Progress, shown_steps
-from boltzgen.run.checkpoints import FORMAT, FORMAT_VERSION, load_checkpoint
 from boltzgen.training import Stage, Training, TrainingDivergedError
 
-__all__ = ["Curve", "Refinement", "kept_arrays", "kept_flow", "kept_pretraining", "refine"]
+__all__ = ["Curve", "Refinement", "kept_arrays", "kept_placement", "kept_pretraining", "refine", "stoppable"]
 
-CHECKPOINT_SECONDS = 60.0
-LABEL = "pre-training"
 MEASURED = "measured"  # key of the records
 
 
@@ -139,7 +134,7 @@ def refine(
         seed=start.seed,
         alignment=start.alignment,
     )
-    known = {"boltzgen": __version__, **asdict(refinement), **(identity or {})}
+    known = {**asdict(refinement), **(identity or {})}
     last: dict[str, Any] = {}
     progress = Progress(every=60.0)
 
@@ -160,13 +155,10 @@ def refine(
         compile=False,  # a resumed run is to give the same numbers as an unbroken one, to the last bit
         record_every=refinement.measure_every,
         on_record=record,
-        on_checkpoint=None if checkpoint is None else lambda state: _write(checkpoint, state.state_dict(), known),
+        on_checkpoint=None if checkpoint is None else lambda state: kept.write(),
         checkpoint_seconds=checkpoint_seconds,
     )
-    if checkpoint is not None and checkpoint.exists():
-        found = load_checkpoint(checkpoint)
-        found.check(known)
-        found.restore(training)
+    kept = Checkpointed(checkpoint, known, training.state_dict, training.load_state_dict)
     failed = None
     if training.step < training.n_steps:
         failed = _run(training, checkpoint)
@@ -175,37 +167,34 @@ def refine(
     return _curve(training, dict(measure(start)), failed), generator
 
 
-def kept_flow(
-    path: Path | None, generator: BoltzmannGenerator, identity: Mapping[str, Any], train: Callable[[], Any]
-) -> None:
-    """Train a generator, or give it the weights that were written when it was trained before.
+def kept_placement(
+    path: Path | None, generator: BoltzmannGenerator, data: Any, identity: Mapping[str, Any], **options: Any
+) -> PlacementAccuracy:
+    """Train the network that places hydrogens, or go on with that from a checkpoint.
 
     Parameters
     ----------
-    path : Path, optional
-        Without it, nothing is written.
-    generator : BoltzmannGenerator
-    identity : {name: number or string}
-    train : callable
-        Trains the generator.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is damaged, or of another identity.
+    path, generator, identity
+        As of `kept_pretraining`, for errors too.
+    data
+        As `boltzgen.placement.train_placement` takes it.
+    options
+        Of `boltzgen.placement.train_placement`.
     """
-    known = {"boltzgen": __version__, **identity}
-    if path is not None and path.exists():
-        found = load_checkpoint(path)
-        found.check(known)
-        try:
-            generator.flow.load_state_dict(found.training["flow"])
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{path} does not fit this flow: {error}") from error
-        return
-    train()
-    if path is not None:
-        _write(path, {"step": 0, "flow": generator.flow.state_dict()}, known)
+    training, flow = PlacementTraining(generator, data, **options), generator.flow
+
+    def restore(state: Mapping[str, Any]) -> None:
+        flow.load_state_dict(state["flow"])
+        training.load_state_dict(state["placement"])
+
+    state = lambda: {"flow": flow.state_dict(), "placement": training.state_dict()}
+    kept = Checkpointed(path, identity, state, restore)
+    if not training.is_done:
+        with stoppable(path) as interrupts:
+            label = "placement of hydrogens"
+            training.run(lambda steps: kept.written(shown_steps(steps, label, interrupts.requested)))
+            kept.write()
+    return training.accuracy()
 
 
 def kept_pretraining(
@@ -231,36 +220,37 @@ def kept_pretraining(
     RunInterrupted
         After Ctrl-C or SIGTERM, with the state in the checkpoint, if there is one to write.
     """
-    known = {"boltzgen": __version__, **identity}
     training = Pretraining(generator, data, **options)
-    if path is not None and path.exists():
-        found = load_checkpoint(path)
-        found.check(known)
-        training.load_state_dict(found.training)
-    write = lambda: None if path is None else _write(path, training.state_dict(), known)
+    kept = Checkpointed(path, identity, training.state_dict, training.load_state_dict)
     if not training.is_complete:
-        with Interrupts() as interrupts:
-            training.run(lambda steps: _written_now_and_then(shown_steps(steps, LABEL, interrupts.requested), write))
-        write()
-        _raise_if_unfinished(training.is_complete, interrupts, path)
+        with stoppable(path) as interrupts:
+            training.run(lambda steps: kept.written(shown_steps(steps, "pre-training", interrupts.requested)))
+            kept.write()
     training.finish()
 
 
-def _written_now_and_then(steps: Iterable[int], write: Callable[[], None]) -> Iterator[int]:
-    last = time.monotonic()
-    for step in steps:
-        yield step
-        if time.monotonic() - last >= CHECKPOINT_SECONDS:
-            write()
-            last = time.monotonic()
+@contextmanager
+def stoppable(path: Path | None) -> Iterator[Interrupts]:
+    """Signals that work looks for between its steps, and that end all of it afterwards.
 
+    Parameters
+    ----------
+    path : Path, optional
+        What the work goes on from.
 
-def _raise_if_unfinished(complete: bool, interrupts: Interrupts, path: Path | None) -> None:
-    if complete:
-        return
-    if path is None:
-        raise KeyboardInterrupt
-    raise RunInterrupted(interrupts.received or signal.SIGINT, path)
+    Raises
+    ------
+    RunInterrupted
+        If there was a signal; plain ``KeyboardInterrupt`` where nothing was written.
+    """
+    with Interrupts() as interrupts:
+        try:
+            yield interrupts
+        except PotentialError:  # of a sampler that has no frame yet
+            if not interrupts.requested():
+                raise
+    if interrupts.received is not None:
+        raise KeyboardInterrupt if path is None else RunInterrupted(interrupts.received, path)
 
 
 def kept_arrays(
@@ -281,25 +271,26 @@ def kept_arrays(
     CheckpointError
         If the file is damaged, or of another identity.
     """
-    known = {"boltzgen": __version__, **identity}
-    if path is not None and path.exists():
-        found = load_checkpoint(path)
-        found.check(known)
-        return {name: value.numpy() for name, value in found.training["made"].items()}
-    made = {name: np.asarray(value) for name, value in make().items()}
-    if path is not None:
-        _write(path, {"step": 0, "made": {name: torch.as_tensor(value) for name, value in made.items()}}, known)
+    made: dict[str, np.ndarray] = {}
+    state = lambda: {"made": {name: torch.as_tensor(value) for name, value in made.items()}}
+
+    def restore(state: Mapping[str, Any]) -> None:
+        made.update({name: value.numpy() for name, value in state["made"].items()})
+
+    kept = Checkpointed(path, identity, state, restore)
+    if not made:
+        made.update({name: np.asarray(value) for name, value in make().items()})
+        kept.write()
     return made
 
 
 def _run(training: Training, checkpoint: Path | None) -> str | None:
     """Run to the end; the reason if it failed."""
-    with Interrupts() as interrupts:
-        try:
-            history = training.run(stop=interrupts.requested)
-        except TrainingDivergedError as error:
-            return str(error)
-    _raise_if_unfinished(not history.interrupted, interrupts, checkpoint)
+    try:
+        with stoppable(checkpoint) as interrupts:
+            training.run(stop=interrupts.requested)
+    except TrainingDivergedError as error:
+        return str(error)
     return None
 
 
@@ -308,19 +299,3 @@ def _curve(training: Training, at_start: Mapping[str, float], failed: str | None
     values = {name: [value, *(record[MEASURED][name] for record in records)] for name, value in at_start.items()}
     steps = [0, *(int(record["step"]) for record in records)]
     return Curve(steps, values, training.seconds, training.skipped, failed)
-
-
-def _write(path: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """In the format of `boltzgen.run.checkpoints`, without the description of a molecule."""
-    content = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "boltzgen_version": __version__,
-        "identity": dict(identity),
-        "description": "",
-        "arrays": {},
-        "training": dict(state),
-    }
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_bytes(path, buffer.getvalue())

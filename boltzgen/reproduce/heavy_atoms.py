@@ -8,8 +8,7 @@ without. Data and populations of the Boltzmann distribution itself ("solid" in t
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,9 @@ from boltzgen.errors import StructureError
 from boltzgen.flows.molecular import GeneratorConfig
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.molecule import Molecule
-from boltzgen.placement import PlacedPotential, train_placement
+from boltzgen.placement import PlacedPotential
 from boltzgen.progress import shown_steps
-from boltzgen.reproduce.curves import kept_arrays, kept_flow
+from boltzgen.reproduce.curves import kept_arrays, kept_placement, stoppable
 from boltzgen.reproduce.molecule_settings import FlattenedSampling, MoleculeSettings, Sampling
 from boltzgen.sampling import SamplingRun, TorsionBias, domain_of, flattened_sampling, learn_bias, parallel_tempering
 
@@ -47,6 +46,7 @@ __all__ = [
 ]
 
 Array = np.ndarray
+PARTS = ("parallel tempering", "dynamics", "learning the bias", "spreading", "flattened sampling")
 DATA_SEED, PLACED_SEED, NETWORK_SEED, REFERENCE_SEED, START_SEED = 1, 2, 3, 4, 5
 
 
@@ -296,12 +296,9 @@ def prepare(
         "hidden": settings.placement_hidden,
     }
 
-    def train() -> None:
-        steps, shown = settings.placement_steps, _shown("placement of hydrogens")
-        accuracy = train_placement(placement, data.positions, n_steps=steps, seed=NETWORK_SEED, progress=shown)
-        say(f"{case.name}: {accuracy}")
-
-    kept_flow(checkpoint("network"), placement, identity, train)
+    path, steps = checkpoint("network"), settings.placement_steps
+    accuracy = kept_placement(path, placement, data.positions, identity, n_steps=steps, seed=NETWORK_SEED)
+    say(f"{case.name}: {accuracy}")
     placed = PlacedPotential(placement)
     by = {"seed": PLACED_SEED, "temperature": settings.temperature, "network": str(identity)}
     start = spread(known, true, settings.placed)
@@ -369,24 +366,42 @@ def _run(
     seed: int,
     start: Array | None,
     grid: Array | None,
+    part: Callable[[str], Path | None],
 ) -> SamplingRun:
-    """Frames from given starts; under a given bias on phi and psi, or one that is learned, if they are flattened."""
+    """Frames from given starts; under a given bias on phi and psi, or one that is learned, if they are flattened.
+
+    ``part`` gives a file for each part of the work, from which it goes on after an interruption.
+
+    Raises
+    ------
+    RunInterrupted
+        After Ctrl-C or SIGTERM.
+    """
+
+    def sampled(label: str, sample: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        with stoppable(part(label)) as interrupts:
+            shown = lambda steps: shown_steps(steps, label, interrupts.requested)
+            return sample(molecule, *args, **options, progress=shown, checkpoint=part(label))
+
     if isinstance(sampling, Sampling):
-        shown = _shown("parallel tempering" if sampling.n_replicas > 1 else "dynamics")
-        return parallel_tempering(molecule, potential, seed=seed, start=start, progress=shown, **asdict(sampling))
-    started, before = time.perf_counter(), whole.counts.force
-    options = asdict(sampling) | {"progress": _shown("flattened sampling")}
+        label = "parallel tempering" if sampling.n_replicas > 1 else "dynamics"
+        run: SamplingRun = sampled(label, parallel_tempering, potential, seed=seed, start=start, **asdict(sampling))
+        return run
+    options, earlier = asdict(sampling), []
     n_learning, n_spreading = options.pop("n_learning"), options.pop("n_spreading")
     if grid is None or not grid.size:
-        n_walkers, shown = sampling.n_walkers, _shown("learning the bias")
-        grid = learn_bias(molecule, whole, n_steps=n_learning, n_walkers=n_walkers, seed=seed, progress=shown).grid
+        learning = {"n_steps": n_learning, "n_walkers": sampling.n_walkers, "seed": seed}
+        learned = sampled("learning the bias", learn_bias, whole, **learning)
+        grid = learned.grid
+        earlier.append(learned)
     bias = TorsionBias((molecule.torsions["phi"], molecule.torsions["psi"]), grid)
     if start is None:
         spreading = options | {"n_steps": n_spreading, "save_interval": n_spreading, "burn_in": 0.0}
-        start = flattened_sampling(molecule, potential, bias, seed=seed + 2, **spreading).ensemble.positions
-    first = whole.counts.force - before
-    run = flattened_sampling(molecule, potential, bias, seed=seed + 1, start=start, **options)
-    evaluations, seconds = run.evaluations + first, time.perf_counter() - started
+        first = sampled("spreading", flattened_sampling, potential, bias, seed=seed + 2, **spreading)
+        start = first.ensemble.positions
+        earlier.append(first)
+    run = sampled("flattened sampling", flattened_sampling, potential, bias, seed=seed + 1, start=start, **options)
+    evaluations, seconds = (sum(getattr(one, cost) for one in [*earlier, run]) for cost in ("evaluations", "seconds"))
     return replace(run, evaluations=evaluations, seconds=seconds, settings={**run.settings, "grid": grid})
 
 
@@ -402,8 +417,11 @@ def _frames(
 ) -> Frames:
     """Frames by sampling a potential of the molecule, ``whole`` being that of all its atoms."""
 
+    def part(label: str) -> Path | None:
+        return None if path is None else path.with_name(f"{path.stem}-{label.replace(' ', '-')}{path.suffix}")
+
     def make() -> dict[str, Array]:
-        run = _run(molecule, whole, potential, sampling, int(identity["seed"]), start, grid)
+        run = _run(molecule, whole, potential, sampling, int(identity["seed"]), start, grid, part)
         ensemble = run.ensemble
         inside = np.asarray(domain_of(molecule)(ensemble.positions))
         return {
@@ -416,13 +434,11 @@ def _frames(
         }
 
     made = kept_arrays(path, {**identity, **asdict(sampling)}, make)
+    for label in PARTS:
+        if (left := part(label)) is not None:
+            left.unlink(missing_ok=True)
     evaluations, seconds, outside = made.pop("cost").tolist()
     return Frames(**made, evaluations=int(evaluations), seconds=seconds, outside=outside)
-
-
-def _shown(label: str) -> Callable[[Iterable[int]], Iterator[int]]:
-    """Shows steps; Ctrl-C among them is for whoever called the experiment."""
-    return lambda steps: shown_steps(steps, label)
 
 
 def _system_file(name: str) -> Path:

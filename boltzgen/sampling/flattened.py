@@ -6,8 +6,8 @@ temperature, and walkers diffuse freely over barriers. The bias is a periodic bi
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from boltzgen.errors import PotentialError
 from boltzgen.progress import StepsShower, interruptible_steps
 from boltzgen.sampling.langevin import BatchedLangevin, LayoutForces, counted, layout_forces, relax
 from boltzgen.sampling.particles import Particles, particle_numbers
+from boltzgen.sampling.rounds import SamplingRounds, Spent, Stateful
 from boltzgen.sampling.run import SamplingRun, generator, in_femtoseconds
 
 __all__ = ["BiasedEnergy", "TorsionBias", "flattened_sampling", "heavy_hydrogens", "learn_bias", "torsion_angles"]
@@ -41,10 +42,15 @@ class TorsionBias:
         The torsions.
     grid : (n, n) array
         kJ/mol at multiples of 360/n degrees, first index along the first torsion; periodic bicubic spline between.
+    evaluations : int
+    seconds : float
+        What it took to learn it.
     """
 
     atoms: tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
     grid: Floats
+    evaluations: int = 0
+    seconds: float = 0.0
 
     def tables(self, atoms: Sequence[Sequence[int]] | None = None) -> TermTables:
         """The bias as a CMAP term; on atoms of other numbers if these are given."""
@@ -164,6 +170,7 @@ def learn_bias(
     seed: int = 0,
     start: Any = None,
     progress: bool | StepsShower = False,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> TorsionBias:
     """Learn a flattening bias by well-tempered metadynamics with many walkers on one grid.
 
@@ -175,7 +182,7 @@ def learn_bias(
         Names of the torsions (`molecule.torsions`).
     energy : BiasedEnergy, optional
         Made by an earlier call for the same torsions and grid; saves compiling.
-    n_steps, n_walkers, time_step, friction, seed, start, progress
+    n_steps, n_walkers, time_step, friction, seed, start, progress, checkpoint
         As in `parallel_tempering`.
     bias_factor : float
         Ratio of the sampling temperature of the torsions to the real one: a barrier of b kT remains b/bias_factor high.
@@ -186,6 +193,11 @@ def learn_bias(
     grid_size : int
         Grid points along each torsion.
 
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is damaged, or of another run.
+
     References
     ----------
     Barducci, Bussi and Parrinello, Phys. Rev. Lett. 100, 020603 (2008); Raiteri et al., J. Phys. Chem. B 110, 3533
@@ -193,23 +205,30 @@ def learn_bias(
     """
     bias = flat_bias(molecule, torsions, grid_size)
     energy = energy or BiasedEnergy(potential, bias, n_steps * n_walkers)
-    grid = np.zeros((grid_size, grid_size))
-    energy.set_grid(grid)
+    growing = _GrowingBias(energy, bias.grid, molecule.kT, bias_factor, height, width)
     particles = Particles(molecule, potential, heavy_hydrogens(molecule))
+    spent = Spent(particles)
     walkers = _walkers(particles, energy, start, n_walkers, time_step, friction, seed, device_of(potential))
-    kernel = _gaussian_kernel(grid_size, width)
-    kT = molecule.kT
-    with interruptible_steps(n_steps // deposit_interval, progress, "learning the bias") as steps:
-        for _ in steps:
+    settings = {
+        "torsions": str(bias.atoms),
+        "n_walkers": n_walkers,
+        "time_step": in_femtoseconds(time_step),
+        "bias_factor": bias_factor,
+        "height": height,
+        "width": width,
+        "deposit_interval": deposit_interval,
+        "grid_size": grid_size,
+        "friction": friction,
+        "seed": seed,
+    }
+    parts: dict[str, Stateful] = {"walkers": walkers, "bias": growing}
+    learned = SamplingRounds(n_steps // deposit_interval, parts, spent, checkpoint, settings)
+    with interruptible_steps(learned.left, progress, "learning the bias") as steps:
+        for _ in learned.rounds(steps):
             walkers.run(deposit_interval)
-            angles = torsion_angles(walkers.positions, energy.torsions).cpu().numpy()
-            cell = np.round(angles / 360 * grid_size).astype(int) % grid_size
-            scale = height * kT * np.exp(-grid[cell[0], cell[1]] / (kT * (bias_factor - 1)))
-            counts = np.zeros_like(grid)
-            np.add.at(counts, (cell[0], cell[1]), scale)
-            grid += np.fft.irfft2(np.fft.rfft2(counts) * kernel, s=grid.shape)
-            energy.set_grid(grid)
-    return TorsionBias(bias.atoms, grid - grid.min())
+            growing.deposit(walkers.positions)
+    learned.write()
+    return TorsionBias(bias.atoms, growing.grid - growing.grid.min(), spent.evaluations, spent.seconds)
 
 
 def flattened_sampling(
@@ -228,6 +247,7 @@ def flattened_sampling(
     seed: int = 0,
     start: Any = None,
     progress: bool | StepsShower = False,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> SamplingRun:
     """Sample under a static bias; log-weights + bias/kT give the unbiased distribution.
 
@@ -245,57 +265,60 @@ def flattened_sampling(
         As in `learn_bias`.
     n_groups : int
         Walkers are split into so many groups, independent of each other.
-    n_steps, n_walkers, time_step, friction, save_interval, burn_in, seed, start, progress
+    n_steps, n_walkers, time_step, friction, save_interval, burn_in, seed, start, progress, checkpoint
         As in `parallel_tempering`.
 
     Raises
     ------
     PotentialError
-        The walkers cannot be split into the groups, or a trajectory blew up.
+        The walkers cannot be split into the groups, a trajectory blew up, or an end before the first frame.
+    CheckpointError
+        If the checkpoint is damaged, or of another run.
     """
     if n_groups < 2 or n_walkers % n_groups:
         raise PotentialError(f"{n_walkers} walkers cannot be split into {n_groups} equal groups")
-    begin, particles = time.perf_counter(), Particles(molecule, potential, heavy_hydrogens(molecule))
-    before = particles.evaluations
+    particles = Particles(molecule, potential, heavy_hydrogens(molecule))
+    spent = Spent(particles)
     energy = energy or BiasedEnergy(potential, bias, n_steps * n_walkers)
     energy.set_grid(bias.grid)
     walkers = _walkers(particles, energy, start, n_walkers, time_step, friction, seed, device_of(potential))
-    frames: list[np.ndarray] = []
-    offsets: list[np.ndarray] = []
-    totals: list[np.ndarray] = []
-    n_rounds, done = max(n_steps // save_interval, 1), 0
-    with interruptible_steps(n_rounds, progress, "flattened sampling") as rounds:
-        for round_ in rounds:
+    n_rounds = max(n_steps // save_interval, 1)
+    settings = {"n_walkers": n_walkers, "n_groups": n_groups, "friction": friction, "burn_in": burn_in}
+    step_fs = in_femtoseconds(time_step)
+    identity = {**settings, "time_step": step_fs, "save_interval": save_interval, "seed": seed}
+    sampled = SamplingRounds(n_rounds, {"walkers": walkers}, spent, checkpoint, identity)
+    with interruptible_steps(sampled.left, progress, "flattened sampling") as steps:
+        for round_ in sampled.rounds(steps):
             walkers.run(save_interval)
-            done = round_ + 1
             if round_ >= burn_in * n_rounds:
                 frame = particles.all_atoms(walkers.frames())
-                frames.append(frame.cpu().numpy())
-                offsets.append(bias.energy(frame).cpu().numpy())
-                totals.append(walkers.energies.cpu().numpy())
-    if not frames:
-        raise PotentialError("no frame was saved: too few steps for save_interval and burn_in")
-    bias_energy, positions = np.concatenate(offsets), np.concatenate(frames)
+                sampled.keep(
+                    positions=frame.cpu().numpy(),
+                    bias=bias.energy(frame).cpu().numpy(),
+                    energies=walkers.energies.cpu().numpy(),
+                )
+    sampled.finish(save_interval)
+    positions, bias_energy, total = (np.concatenate(sampled.frames[k]) for k in ("positions", "bias", "energies"))
     metric = particles.log_metric(positions)
     return SamplingRun(
         ensemble=Ensemble(
             positions=positions,
             log_weights=bias_energy / molecule.kT - metric,
             kT=molecule.kT,
-            energies=np.concatenate(totals) - bias_energy,
+            energies=total - bias_energy,
             molecule=molecule,
             target=particles.target,
-            groups=np.tile(np.arange(n_walkers) * n_groups // n_walkers, len(frames)),
+            groups=np.tile(np.arange(n_walkers) * n_groups // n_walkers, len(positions) // n_walkers),
         ),
         method="flattened torsions, static bias, reweighted",
-        evaluations=particles.evaluations - before,
-        seconds=time.perf_counter() - begin,
-        n_steps=done * save_interval,
-        ended_early=done < n_rounds,
-        time_step=in_femtoseconds(time_step),
+        evaluations=spent.evaluations,
+        seconds=spent.seconds,
+        n_steps=sampled.done * save_interval,
+        ended_early=sampled.left > 0,
+        time_step=step_fs,
         seed=seed,
         mass_metric=float(metric.std()),
-        settings={"n_walkers": n_walkers, "n_groups": n_groups, "friction": friction, "burn_in": burn_in},
+        settings=settings,
     )
 
 
@@ -306,6 +329,34 @@ def flat_bias(molecule: Any, torsions: tuple[str, str], grid_size: int) -> Torsi
     if missing:
         raise PotentialError(f"the molecule has no torsion {missing[0]!r}; it has {', '.join(known)}")
     return TorsionBias((known[torsions[0]], known[torsions[1]]), np.zeros((grid_size, grid_size)))
+
+
+class _GrowingBias:
+    """A bias that walkers leave Gaussians on: well-tempered metadynamics on a grid."""
+
+    def __init__(
+        self, energy: BiasedEnergy, grid: Floats, kT: float, bias_factor: float, height: float, width: float
+    ) -> None:
+        self._energy, self.grid = energy, grid.copy()
+        self._height, self._falling = height * kT, kT * (bias_factor - 1)
+        self._kernel = _gaussian_kernel(len(grid), width)
+        energy.set_grid(self.grid)
+
+    def deposit(self, positions: Tensor) -> None:
+        """One Gaussian from each walker at (3, N, B) coordinates."""
+        angles, n = torsion_angles(positions, self._energy.torsions).cpu().numpy(), len(self.grid)
+        cell = np.round(angles / 360 * n).astype(int) % n
+        counts = np.zeros_like(self.grid)
+        np.add.at(counts, (cell[0], cell[1]), self._height * np.exp(-self.grid[cell[0], cell[1]] / self._falling))
+        self.grid += np.fft.irfft2(np.fft.rfft2(counts) * self._kernel, s=counts.shape)
+        self._energy.set_grid(self.grid)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"grid": torch.from_numpy(self.grid.copy())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.grid[...] = state["grid"].numpy()
+        self._energy.set_grid(self.grid)
 
 
 def _walkers(

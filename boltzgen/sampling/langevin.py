@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,29 @@ class BatchedLangevin:
         self.velocities = (self.velocities[:, :, order] * velocity_scale).contiguous()
         self._gradient = self._gradient[:, :, order].contiguous()
         self.energies = self.energies[order]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+        return {
+            "positions": self.positions,
+            "velocities": self.velocities,
+            "energies": self.energies,
+            "gradient": self._gradient,
+            "random": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where equal walkers were.
+
+        Raises
+        ------
+        RuntimeError
+            If there were others in number.
+        """
+        for name in ("positions", "velocities", "energies", "gradient"):
+            mine = getattr(self, "_gradient" if name == "gradient" else name)
+            mine.copy_(state[name])
+        self._generator.set_state(state["random"])
 
     def refresh(self) -> None:
         """Evaluate again, after the energy function has changed."""

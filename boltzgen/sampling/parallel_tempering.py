@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from boltzgen.errors import PotentialError
 from boltzgen.progress import StepsShower, interruptible_steps
 from boltzgen.sampling.langevin import BatchedLangevin, layout_forces, relax
 from boltzgen.sampling.particles import Particles
+from boltzgen.sampling.rounds import SamplingRounds, Spent, Stateful
 from boltzgen.sampling.run import GAS_CONSTANT, SamplingRun, generator, in_femtoseconds, in_kelvin
 
 __all__ = ["ReplicaExchange", "parallel_tempering"]
@@ -92,6 +94,25 @@ class ReplicaExchange:
         old = self.temperatures.repeat_interleave(self.n_walkers)
         return flat, torch.sqrt(old / old[flat])
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next swaps and their record depend on."""
+        return {
+            "attempted": self.attempted,
+            "accepted": self.accepted,
+            "round_trips": self.round_trips,
+            "parity": self._parity,
+            "visited": self._visited,
+            "random": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where an equal exchange was."""
+        self.attempted.copy_(state["attempted"])
+        self.accepted.copy_(state["accepted"])
+        self._visited.copy_(state["visited"])
+        self.round_trips, self._parity = int(state["round_trips"]), int(state["parity"])
+        self._generator.set_state(state["random"])
+
     def _track(self, order: Tensor) -> None:
         visited = self._visited.reshape(-1)[order.reshape(-1)].reshape(order.shape)
         self.round_trips += int((visited[0] == 2).sum())
@@ -118,6 +139,7 @@ def parallel_tempering(
     device: str | torch.device = "cpu",
     all_temperatures: bool = False,
     progress: bool | StepsShower = False,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> SamplingRun:
     """Sample the Boltzmann distribution of a molecule by parallel tempering.
 
@@ -157,6 +179,9 @@ def parallel_tempering(
     progress : bool or callable
         Show a progress bar, where the first Ctrl-C ends the sampling with the frames that there are; or wrap the rounds
         with this, which may end them early too.
+    checkpoint : path-like, optional
+        File that the state is written to every minute and in the end, early or not. The same call goes on from it: on
+        one thread to the very frames of an unbroken run.
 
     Returns
     -------
@@ -166,16 +191,18 @@ def parallel_tempering(
     Raises
     ------
     PotentialError
-        Settings that make no sense, or a trajectory that blew up.
+        Settings that make no sense, a trajectory that blew up, or an end before the first frame.
+    CheckpointError
+        If the checkpoint is damaged, or of another run.
     """
     _check(n_steps=n_steps, n_replicas=n_replicas, n_walkers=n_walkers, exchange_interval=exchange_interval)
     t_min, step_fs = in_kelvin(molecule.temperature), in_femtoseconds(time_step)
     if in_kelvin(t_max) <= t_min and n_replicas > 1:
         raise PotentialError(f"t_max must be above the temperature of the molecule, {t_min:g} K")
-    begin, device = time.perf_counter(), torch.device(device)
+    device = torch.device(device)
     potential = choose_potential(molecule) if potential is None else potential
     particles = Particles(molecule, potential)
-    before = particles.evaluations
+    spent = Spent(particles)
     random = generator(seed, device)
     exchange = ReplicaExchange(np.geomspace(t_min, in_kelvin(t_max), n_replicas), n_walkers, generator(seed + 1))
     forces = layout_forces(potential, device, torch.float32, n_steps * n_replicas * n_walkers)
@@ -188,31 +215,37 @@ def parallel_tempering(
     n_rounds = max(n_steps // exchange_interval, 1)
     save_rounds = max(save_interval // exchange_interval, 1)
     n_saved = n_walkers * (n_replicas if all_temperatures else 1)
-    frames: list[np.ndarray] = []
-    energies: list[np.ndarray] = []
-    done = 0
-    with interruptible_steps(n_rounds, progress, "parallel tempering") as rounds:
-        for round_ in rounds:
-            done = round_ + 1
+    settings = {"n_walkers": n_walkers, "friction": friction, "exchange_interval": exchange_interval}
+    identity = {
+        **settings,
+        "temperatures": str(exchange.temperatures.tolist()),
+        "time_step": step_fs,
+        "save_interval": save_interval,
+        "burn_in": burn_in,
+        "seed": seed,
+        "all_temperatures": all_temperatures,
+    }
+    parts: dict[str, Stateful] = {"walkers": walkers, "exchange": exchange}
+    sampled = SamplingRounds(n_rounds, parts, spent, checkpoint, identity)
+    with interruptible_steps(sampled.left, progress, "parallel tempering") as steps:
+        for round_ in sampled.rounds(steps):
             walkers.run(exchange_interval)
             order, scale = exchange.propose(walkers.energies)
             walkers.permute(order.to(device), scale.to(walkers.positions))
             if round_ >= burn_in * n_rounds and (round_ + 1) % save_rounds == 0:
-                frames.append(particles.all_atoms(walkers.frames()[:n_saved]).cpu().numpy())
-                energies.append(walkers.energies[:n_saved].cpu().numpy())
-    if not frames:
-        raise PotentialError(
-            f"no frame was saved in {done * exchange_interval} steps: too few for save_interval and burn_in"
-        )
-    replicas = _ensembles(particles, frames, energies, n_walkers, GAS_CONSTANT * exchange.temperatures.numpy())
+                positions = particles.all_atoms(walkers.frames()[:n_saved]).cpu().numpy()
+                sampled.keep(positions=positions, energies=walkers.energies[:n_saved].cpu().numpy())
+    sampled.finish(exchange_interval)
+    kT = GAS_CONSTANT * exchange.temperatures.numpy()
+    replicas = _ensembles(particles, sampled.frames["positions"], sampled.frames["energies"], n_walkers, kT)
     ensemble = replicas[0]
     return SamplingRun(
         ensemble=ensemble,
         method="parallel tempering",
-        evaluations=particles.evaluations - before,
-        seconds=time.perf_counter() - begin,
-        n_steps=done * exchange_interval,
-        ended_early=done < n_rounds,
+        evaluations=spent.evaluations,
+        seconds=spent.seconds,
+        n_steps=sampled.done * exchange_interval,
+        ended_early=sampled.left > 0,
         time_step=step_fs,
         seed=seed,
         temperatures=exchange.temperatures.numpy(),
@@ -220,7 +253,7 @@ def parallel_tempering(
         round_trips=exchange.round_trips if n_replicas > 1 else None,
         mass_metric=float(ensemble.log_weights.std()),
         replicas=replicas if all_temperatures else (),
-        settings={"n_walkers": n_walkers, "friction": friction, "exchange_interval": exchange_interval},
+        settings=settings,
     )
 
 

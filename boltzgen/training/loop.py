@@ -363,7 +363,7 @@ class Training:
         """Everything that the next step depends on, as tensors, numbers and strings only."""
         return state_of(self)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict` of an equal training.
 
         Raises
