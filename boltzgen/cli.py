@@ -111,6 +111,7 @@ def _short(options: argparse.Namespace) -> int:
     return _guarded(
         lambda: COMMANDS[options.command].run_command(options),
         lambda error: (_one_line(error), FAILED if getattr(options, "started", False) else WRONG_INPUT),
+        lambda: _complain("go on with the same command", kind="") if getattr(options, "checkpoint", None) else None,
     )
 
 

@@ -7,6 +7,8 @@ import os
 import signal
 import types
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from boltzgen import sampling
 from boltzgen.energy import BatchedPotential, CompiledPotential, RawEvaluation
-from boltzgen.errors import PotentialError
+from boltzgen.errors import CheckpointError, PotentialError
 from boltzgen.sampling.langevin import layout_forces
 from boltzgen.sampling.run import GAS_CONSTANT, generator
 
@@ -236,6 +238,71 @@ def test_the_same_seed_gives_the_same_frames() -> None:
     )
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, c)
+
+
+def samplers() -> dict[str, Any]:
+    """Each as a callable of a checkpoint and a seed; ten rounds, two of them burn-in."""
+    system = chain()
+    potential = CompiledPotential(system.system, positions=system.positions)
+    bias = sampling.TorsionBias((system.torsions["phi"], system.torsions["psi"]), np.zeros((12, 12)))
+    options: dict[str, Any] = {"n_steps": 100, "n_walkers": 4, "progress": True}
+    saved = options | {"save_interval": 10}
+    tempering = saved | {"n_replicas": 3, "exchange_interval": 10, "all_temperatures": True}
+    growing = options | {"deposit_interval": 10, "grid_size": 12}
+    return {
+        "tempering": partial(sampling.parallel_tempering, system, potential, **tempering),
+        "flattened": partial(sampling.flattened_sampling, system, potential, bias, n_groups=2, **saved),
+        "bias": partial(sampling.learn_bias, system, potential, **growing),
+    }
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("name", ["tempering", "flattened", "bias"])
+@pytest.mark.parametrize("asked", [2, 7])
+def test_a_sampler_goes_on_from_its_checkpoint(
+    name: str, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After Ctrl-C in the burn-in or later: the frames of an unbroken run, to the last bit."""
+    sampler, path = samplers()[name], tmp_path / "state.pt"
+    whole = sampler()
+    with monkeypatch.context() as patched:
+        patched.setattr("boltzgen.progress.Interrupts", interrupted_when_asked(asked))
+        if asked == 2 and name != "bias":
+            with pytest.raises(PotentialError, match=r"before its first frame; the same call goes on from .*state\.pt"):
+                sampler(checkpoint=path)
+        else:
+            sampler(checkpoint=path)
+    evaluations = samplers()[name](checkpoint=path).evaluations
+    assert evaluations == whole.evaluations + 4 * (3 if name == "tempering" else 1) * 201  # relaxed twice
+    again = sampler(checkpoint=path)  # complete: nothing is left to do
+    if name == "bias":
+        np.testing.assert_array_equal(again.grid, whole.grid)
+        return
+    assert not again.ended_early
+    assert again.n_steps == whole.n_steps
+    np.testing.assert_array_equal(again.ensemble.positions, whole.ensemble.positions)
+    np.testing.assert_array_equal(again.ensemble.log_weights, whole.ensemble.log_weights)
+    for mine, other in zip(again.replicas, whole.replicas, strict=True):
+        np.testing.assert_array_equal(mine.energies, other.energies)
+    if name == "tempering":
+        np.testing.assert_array_equal(again.swap_acceptance, whole.swap_acceptance)
+        assert again.round_trips == whole.round_trips
+
+
+def test_a_checkpoint_of_another_sampling_is_refused(tmp_path: Path) -> None:
+    path, tempering = tmp_path / "state.pt", samplers()["tempering"]
+    tempering(checkpoint=path)
+    with pytest.raises(CheckpointError, match="seed is 0 there and 1 here"):
+        tempering(checkpoint=path, seed=1)
+    with pytest.raises(CheckpointError, match="n_rounds is 10 there and 20 here"):
+        tempering(checkpoint=path, n_steps=200)
+    with pytest.raises(CheckpointError, match="started from other configurations"):
+        tempering(checkpoint=path, start=np.array(chain().positions) * 1.5)
+    with pytest.raises(CheckpointError, match="method is parallel tempering there and flattened sampling here"):
+        samplers()["flattened"](checkpoint=path)
+    path.write_bytes(b"no")
+    with pytest.raises(CheckpointError, match="damaged"):
+        tempering(checkpoint=path)
 
 
 def test_swaps_keep_detailed_balance() -> None:

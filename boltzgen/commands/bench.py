@@ -45,6 +45,7 @@ def run_command(options: argparse.Namespace) -> None:
 
     from boltzgen.errors import SelectionError
     from boltzgen.generator import BoltzmannGenerator
+    from boltzgen.progress import shown_steps
     from boltzgen.run.options import choose_device
     from boltzgen.run.schedules import PRESETS
 
@@ -54,7 +55,11 @@ def run_command(options: argparse.Namespace) -> None:
     molecule = read_molecule(options)
     generator = BoltzmannGenerator.for_molecule(molecule, device=device)
     options.started = True
-    found = {name: microseconds(call, n, options.seconds, device) for name, (call, n) in _calls(generator).items()}
+    calls = list(_calls(generator).items())
+    found = {
+        calls[k][0]: microseconds(*calls[k][1], options.seconds, device)
+        for k in shown_steps(range(len(calls)), "measuring")
+    }
     step = found["training step"]
     hours = {name: preset.evaluations * step / 3.6e9 for name, preset in PRESETS.items()}
     values = {

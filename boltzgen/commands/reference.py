@@ -22,10 +22,12 @@ examples:
   boltzgen reference molecule.pdb --basin 'C7ax: 0 < phi < 150' --out reference
   boltzgen reference RUN --budget 5e7 --out reference       (the molecule and the basins of a run; then a comparison)
   boltzgen reference molecule.pdb --solvent obc2 --budget quick --json
+  boltzgen reference molecule.pdb --budget thorough --checkpoint reference.pt   (Ctrl-C, then the same command goes on)
 
 Every evaluation is one with forces. Errors come from independent ladders of walkers; frames outside the domain of the
 structure (cis amides, mostly) are left out and their share is shown. Ctrl-C ends the sampling early, and what there is
-by then is used and written. The output folder gets topology.pdb, samples.dcd, weights.npz and reference.json.
+by then is used and written; with --checkpoint nothing is written but the state, from which the same command goes on.
+The output folder gets topology.pdb, samples.dcd, weights.npz and reference.json.
 """
 
 
@@ -37,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--basin", action="append", metavar="'NAME: EXPR'", help="basin for a free energy; may be repeated")
     add("--seed", type=seed_number, default=0, metavar="N", help="of the random numbers (default: 0)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--checkpoint", metavar="FILE", help="the state, written every minute and gone on from if it exists")
     add("--out", default="reference", metavar="DIR", help="folder, new or empty (default: reference)")
     add_json(parser)
 
@@ -46,9 +49,11 @@ def run_command(options: argparse.Namespace) -> None:
     import json
 
     from boltzgen.errors import OutputError
-    from boltzgen.output_files import OutputFolder, write_json
+    from boltzgen.output_files import OutputFolder, check_writable, write_json
     from boltzgen.run.options import choose_device
 
+    if options.checkpoint is not None:
+        check_writable(Path(options.checkpoint))
     device, budget = choose_device(options.device), _budget(options.budget)
     folder, of_run = OutputFolder(options.out), Path(options.pdb).is_dir()
     generated = read_ensemble(options.pdb) if of_run else None
@@ -61,7 +66,7 @@ def run_command(options: argparse.Namespace) -> None:
         except (OSError, ValueError, KeyError) as error:
             raise OutputError(f"{options.pdb}/manifest.json names no basins: give them with --basin") from error
     options.started = True
-    found = _sample(molecule, basins, budget, options.seed, device)
+    found = _sample(molecule, basins, budget, options.seed, device, options.checkpoint)
     comparison = None
     if generator is not None and generated is not None:
         from boltzgen.run.comparison import compare
@@ -109,26 +114,26 @@ def _basins(options: argparse.Namespace, molecule: Any) -> dict[str, str]:
     return basins
 
 
-def _sample(molecule: Any, basins: dict[str, str], budget: str | int, seed: int, device: Any) -> Reference:
+def _sample(
+    molecule: Any, basins: dict[str, str], budget: str | int, seed: int, device: Any, checkpoint: str | None
+) -> Reference:
     from boltzgen.errors import PotentialError
-    from boltzgen.interrupts import Interrupts
+    from boltzgen.interrupts import Interrupts, RunInterrupted
     from boltzgen.progress import shown_steps
     from boltzgen.sampling import reference
 
     with Interrupts() as interrupts:
+        show = lambda steps: shown_steps(steps, "parallel tempering", interrupts.requested)
         try:
-            return reference(
-                molecule,
-                basins,
-                budget,
-                seed=seed,
-                device=device,
-                progress=lambda steps: shown_steps(steps, "parallel tempering", interrupts.requested),
-            )
+            found = reference(molecule, basins, budget, seed=seed, device=device, progress=show, checkpoint=checkpoint)
         except PotentialError:
             if interrupts.received is None:
                 raise
-            raise KeyboardInterrupt from None  # before the first frame
+            if checkpoint is None:
+                raise KeyboardInterrupt from None  # before the first frame
+    if checkpoint is not None and interrupts.received is not None:
+        raise RunInterrupted(interrupts.received, Path(checkpoint))
+    return found
 
 
 def _values(found: Reference, comparison: Comparison | None) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from boltzgen.errors import EstimateError
 from boltzgen.free_energy.acceptance_ratio import LEAST_OVERLAP, own_energies
 from boltzgen.free_energy.estimate import EnergyEstimate, judged
 from boltzgen.free_energy.temperature import GAS_CONSTANT
+from boltzgen.progress import shown_steps
 from boltzgen.uncertainty import Sampling, combined, deviation
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ def reduced_energies(
     *,
     names: Sequence[str] | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> ReducedEnergies:
     """Reduced energies of the samples of all ensembles in all their states.
 
@@ -98,6 +101,8 @@ def reduced_energies(
         Of the states; "state 0" and so on if absent.
     seed : int
         Of the resampling.
+    progress : bool
+        Show which of the states the samples are evaluated in.
 
     Raises
     ------
@@ -120,18 +125,21 @@ def reduced_energies(
         for k, (one, maker) in enumerate(zip(ensembles, makers, strict=True))
     ]
     kT = drawn[0].kT
-    rows, counts, row_names = [], [], []
+    jobs: list[Callable[[Ensemble], np.ndarray]] = []
+    counts, row_names = [], []
     for k, (owner, function, maker) in enumerate(zip(drawn, functions, makers, strict=True)):
         function = function if function is not None else owner.molecule
-        rows.append(np.concatenate([own_energies(one, function, one is owner) for one in drawn]) / kT)
+        jobs.append(partial(_reduced, function, owner, kT))
         counts.append(0 if maker is not None else len(owner))
         row_names.append(labels[k])
     for k, maker in enumerate(makers):
         if maker is not None:
-            # -log q - U/kT with no energy; +inf outside the generator's domain.
-            rows.append(np.concatenate([maker.log_weights_of(one.positions, np.zeros(len(one))) for one in drawn]))
+            jobs.append(partial(_surprise, maker))
             counts.append(len(drawn[k]))
             row_names.append(f"q of {labels[k]}")
+    steps = range(len(jobs))
+    shown = shown_steps(steps, "energies of all samples in all states") if progress else steps
+    rows = [np.concatenate([jobs[k](one) for one in drawn]) for k in shown]
     # Along N the samples follow the order of the states that they were drawn from.
     order = [k for k, maker in enumerate(makers) if maker is None] + [k for k, maker in enumerate(makers) if maker]
     ends = np.cumsum([0, *(len(one) for one in drawn)])
@@ -139,6 +147,16 @@ def reduced_energies(
     u_kn = np.nan_to_num(np.stack(rows)[:, columns], nan=FAR, posinf=FAR, neginf=-FAR)
     sampling = tuple(drawn[k].sampling for k in order)
     return ReducedEnergies(np.clip(u_kn, -FAR, FAR), np.array(counts), tuple(row_names), sampling, kT)
+
+
+def _reduced(function: Molecule | Potential | None, owner: Ensemble, kT: float, one: Ensemble) -> np.ndarray:
+    """U/kT of samples (n,) in a state."""
+    return np.asarray(own_energies(one, function, one is owner)) / kT
+
+
+def _surprise(maker: BoltzmannGenerator, one: Ensemble) -> np.ndarray:
+    """-log q of samples (n,), which is -log q - U/kT with no energy; +inf outside the generator's domain."""
+    return np.asarray(maker.log_weights_of(one.positions, np.zeros(len(one))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +229,7 @@ def mbar(
     *,
     names: Sequence[str] | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> Multistate:
     """Multistate Bennett acceptance ratio through pymbar.
 
@@ -219,7 +238,7 @@ def mbar(
 
     Parameters
     ----------
-    ensembles, energies, generators, names, seed
+    ensembles, energies, generators, names, seed, progress
         As in `reduced_energies`.
 
     References
@@ -227,7 +246,7 @@ def mbar(
     Shirts and Chodera, J. Chem. Phys. 129, 124105 (2008); for the errors, Huber, Proc. Fifth Berkeley Symp. 1, 221
     (1967), and Geyer, Technical Report 568, University of Minnesota (1994), for several samples.
     """
-    reduced = reduced_energies(ensembles, energies, generators, names=names, seed=seed)
+    reduced = reduced_energies(ensembles, energies, generators, names=names, seed=seed, progress=progress)
     f_k = _solve(reduced)
     sampled = np.nonzero(reduced.n_k)[0]
     origin = next((k for k in range(len(ensembles), len(f_k))), 0)

@@ -43,6 +43,7 @@ __all__ = ["CHECKPOINT", "PreparedRun", "RunOptions", "RunResult", "TrainResult"
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+REFERENCE_STATE = "reference.pt"  # while the reference is sampled
 # torch.compile takes 10-40 s; below this many evaluations it does not pay on a CPU. It is decided once, not during the
 # training, so that a resumed training computes the very same numbers.
 COMPILE_FROM = 10_000_000
@@ -324,14 +325,15 @@ def _answer(prepared: PreparedRun, say: Say) -> RunResult:
 
 def _reference(prepared: PreparedRun, say: Say) -> SamplingRun:
     say("running the reference: parallel tempering on the same energy (Ctrl-C ends it early, with what it has)")
-    schedule, seed = prepared.schedule, prepared.options.seed
+    schedule, seed, state = prepared.schedule, prepared.options.seed, prepared.folder / REFERENCE_STATE
     with Interrupts() as interrupts:
         try:
-            sampled = references.parallel_tempering(prepared.generator, schedule, seed, interrupts.requested)
+            sampled = references.parallel_tempering(prepared.generator, schedule, seed, interrupts.requested, state)
         except PotentialError:
             if interrupts.received is None:
                 raise
             raise RunInterrupted(interrupts.received, prepared.checkpoint) from None  # before the first frame
+    state.unlink(missing_ok=True)
     say(sampled.report())
     return sampled
 

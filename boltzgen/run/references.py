@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +38,11 @@ class Shipped:
 
 
 def parallel_tempering(
-    generator: BoltzmannGenerator, schedule: Schedule, seed: int, stop: Callable[[], bool] | None = None
+    generator: BoltzmannGenerator,
+    schedule: Schedule,
+    seed: int,
+    stop: Callable[[], bool] | None = None,
+    checkpoint: Path | None = None,
 ) -> SamplingRun:
     """Reference samples of the generator's molecule on the same energy.
 
@@ -51,6 +56,8 @@ def parallel_tempering(
     seed : int
     stop : callable, optional
         Asked before each round; a true answer ends the sampling with the frames that there are.
+    checkpoint : Path, optional
+        See `boltzgen.sampling.parallel_tempering`.
     """
     everywhere = (lambda positions: np.ones(len(positions), bool)) if schedule.config.omega == "free" else None
     # A potential of its own: it is counted apart from the generator's, and compiled when that pays.
@@ -62,6 +69,7 @@ def parallel_tempering(
         seed=seed,
         device=generator.device,
         progress=lambda steps: shown_steps(steps, "parallel tempering", stop),
+        checkpoint=checkpoint,
     ).run
 
 

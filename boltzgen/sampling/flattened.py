@@ -210,6 +210,7 @@ def learn_bias(
     spent = Spent(particles)
     walkers = _walkers(particles, energy, start, n_walkers, time_step, friction, seed, device_of(potential))
     settings = {
+        "method": "learning a bias",
         "torsions": str(bias.atoms),
         "n_walkers": n_walkers,
         "time_step": in_femtoseconds(time_step),
@@ -285,7 +286,13 @@ def flattened_sampling(
     n_rounds = max(n_steps // save_interval, 1)
     settings = {"n_walkers": n_walkers, "n_groups": n_groups, "friction": friction, "burn_in": burn_in}
     step_fs = in_femtoseconds(time_step)
-    identity = {**settings, "time_step": step_fs, "save_interval": save_interval, "seed": seed}
+    identity = {
+        "method": "flattened sampling",
+        **settings,
+        "time_step": step_fs,
+        "save_interval": save_interval,
+        "seed": seed,
+    }
     sampled = SamplingRounds(n_rounds, {"walkers": walkers}, spent, checkpoint, identity)
     with interruptible_steps(sampled.left, progress, "flattened sampling") as steps:
         for round_ in sampled.rounds(steps):

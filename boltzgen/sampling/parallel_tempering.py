@@ -217,6 +217,7 @@ def parallel_tempering(
     n_saved = n_walkers * (n_replicas if all_temperatures else 1)
     settings = {"n_walkers": n_walkers, "friction": friction, "exchange_interval": exchange_interval}
     identity = {
+        "method": "parallel tempering",
         **settings,
         "temperatures": str(exchange.temperatures.tolist()),
         "time_step": step_fs,
