@@ -124,8 +124,8 @@ def test_velocities_follow_the_temperature_of_each_walker() -> None:
     torch.testing.assert_close(means, torch.tensor([[1.0, 4.0]] * 2), rtol=0.05, atol=0)
 
 
-@pytest.fixture(scope="module")
-def tempered() -> sampling.SamplingRun:
+@pytest.fixture(scope="module", params=[None, 10], ids=["langevin", "hybrid"])
+def tempered(request: pytest.FixtureRequest) -> sampling.SamplingRun:
     system = molecule([[0, 0, 0], [-0.1, 0, 0]], [20.0, 20.0])
     return sampling.parallel_tempering(
         system,
@@ -138,6 +138,7 @@ def tempered() -> sampling.SamplingRun:
         exchange_interval=20,
         save_interval=40,
         seed=3,
+        trajectory=request.param,
         all_temperatures=True,
     )
 
@@ -167,6 +168,39 @@ def test_all_temperatures_together_by_mbar(tempered: sampling.SamplingRun) -> No
     assert weights @ upper == pytest.approx(upper_population(), abs=0.02)
     # the hottest replica alone says something else
     assert abs(upper[-len(first) :].mean() - upper_population()) > 0.05
+
+
+def hyperbolic(x: Tensor) -> Tensor:
+    """4 kT sqrt(1 + u^2) for each coordinate u of the difference of two atoms, in units of 5 pm."""
+    return 4 * KT * (1 + ((x[:, 1] - x[:, 0]) / 0.005).square()).sqrt().sum(dim=1)
+
+
+def test_hybrid_monte_carlo_has_no_error_from_its_time_step() -> None:
+    """At a step at which Langevin dynamics are visibly off, the mean square is right."""
+    pair = molecule([[0, 0, 0], [0, 0, 0]], [10.0, 10.0])
+    moment = lambda power: quad(lambda u: u**power * np.exp(4 - 4 * np.sqrt(1 + u**2)), 0, 20)[0]
+    square = moment(2) / moment(0)
+    options: dict[str, Any] = {"n_steps": 4000, "n_replicas": 1, "n_walkers": 400, "time_step": 5.0}
+    off = {}
+    for name, trajectory in {"hybrid": 10, "langevin": None}.items():
+        run = sampling.parallel_tempering(
+            pair,
+            Analytic(2, hyperbolic),
+            **options,
+            trajectory=trajectory,
+            exchange_interval=10,
+            save_interval=100,
+            seed=7,
+        )
+        difference = run.ensemble.positions[:, 1] - run.ensemble.positions[:, 0]
+        squares = np.square(difference / 0.005).mean(1)
+        means = np.array([squares[run.ensemble.groups == g].mean() for g in range(400)])
+        off[name] = (means.mean() - square) / (means.std(ddof=1) / 20)
+        if name == "hybrid":
+            assert 0.5 < run.settings["acceptance"][0] < 0.97
+            assert run.method == "parallel tempering, hybrid Monte Carlo"
+    assert abs(off["hybrid"]) < 4
+    assert abs(off["langevin"]) > 8
 
 
 def test_swap_statistics_and_energies(tempered: sampling.SamplingRun) -> None:
@@ -251,13 +285,14 @@ def samplers() -> dict[str, Any]:
     growing = options | {"deposit_interval": 10, "grid_size": 12}
     return {
         "tempering": partial(sampling.parallel_tempering, system, potential, **tempering),
+        "hybrid": partial(sampling.parallel_tempering, system, potential, trajectory=5, **tempering),
         "flattened": partial(sampling.flattened_sampling, system, potential, bias, n_groups=2, **saved),
         "bias": partial(sampling.learn_bias, system, potential, **growing),
     }
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("name", ["tempering", "flattened", "bias"])
+@pytest.mark.parametrize("name", ["tempering", "hybrid", "flattened", "bias"])
 @pytest.mark.parametrize("asked", [2, 7])
 def test_a_sampler_goes_on_from_its_checkpoint(
     name: str, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -273,7 +308,8 @@ def test_a_sampler_goes_on_from_its_checkpoint(
         else:
             sampler(checkpoint=path)
     evaluations = samplers()[name](checkpoint=path).evaluations
-    assert evaluations == whole.evaluations + 4 * (3 if name == "tempering" else 1) * 201  # relaxed twice
+    n_walkers = 12 if name in ("tempering", "hybrid") else 4
+    assert evaluations == whole.evaluations + 201 * n_walkers  # relaxed twice
     again = sampler(checkpoint=path)  # complete: nothing is left to do
     if name == "bias":
         np.testing.assert_array_equal(again.grid, whole.grid)
@@ -284,7 +320,8 @@ def test_a_sampler_goes_on_from_its_checkpoint(
     np.testing.assert_array_equal(again.ensemble.log_weights, whole.ensemble.log_weights)
     for mine, other in zip(again.replicas, whole.replicas, strict=True):
         np.testing.assert_array_equal(mine.energies, other.energies)
-    if name == "tempering":
+    if n_walkers == 12:
+        assert again.settings == whole.settings
         np.testing.assert_array_equal(again.swap_acceptance, whole.swap_acceptance)
         assert again.round_trips == whole.round_trips
 
@@ -414,6 +451,8 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         "n_steps must be": {"n_steps": 0},
         "no frame was saved": {"n_steps": 100, "save_interval": 1000},
         "shape": {"n_steps": 100, "start": np.zeros((3, 3))},
+        "trajectory must be": {"n_steps": 100, "trajectory": 0},
+        "no multiple of trajectory=30": {"n_steps": 100, "trajectory": 30},
     }.items():
         with pytest.raises(PotentialError, match=message):
             sampling.parallel_tempering(system, potential, n_walkers=2, n_replicas=2, **options)

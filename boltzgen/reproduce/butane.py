@@ -67,8 +67,8 @@ CURVES = (
 SETTINGS = {
     "quick": MoleculeSettings(
         temperature=300.0,
-        reference=Sampling(n_steps=25_000, n_replicas=5, t_max=1000.0, save_interval=100),
-        data=Sampling(n_steps=12_000, n_replicas=5, t_max=1000.0, save_interval=100),
+        reference=Sampling(25_000, 5, 1000.0, save_interval=100, time_step=2.0, trajectory=50),
+        data=Sampling(12_000, 5, 1000.0, save_interval=100, time_step=2.0, trajectory=50),
         placed=Sampling(n_steps=2500, n_replicas=4, t_max=800.0, save_interval=100, time_step=1.5),
         placement_steps=400,
         pretraining_steps=1000,
@@ -80,8 +80,8 @@ SETTINGS = {
     ),
     "paper": MoleculeSettings(
         temperature=300.0,
-        reference=Sampling(n_steps=200_000, n_replicas=6, t_max=1200.0, save_interval=200),
-        data=Sampling(n_steps=100_000, n_replicas=6, t_max=1200.0, save_interval=200),
+        reference=Sampling(200_000, 6, 1200.0, save_interval=200, time_step=2.0, trajectory=50),
+        data=Sampling(100_000, 6, 1200.0, save_interval=200, time_step=2.0, trajectory=50),
         placed=Sampling(n_steps=100_000, n_replicas=5, t_max=800.0, save_interval=200),
         placement_steps=2000,
         pretraining_steps=10_000,

@@ -99,7 +99,7 @@ SETTINGS = {
     "paper": MoleculeSettings(
         temperature=300.0,
         reference=FlattenedSampling(n_learning=40_000, n_spreading=20_000, n_steps=200_000, save_interval=200),
-        data=Sampling(n_steps=50_000, n_replicas=1, t_max=300.0, save_interval=200, n_walkers=512),
+        data=Sampling(50_000, 1, 300.0, save_interval=200, time_step=2.0, n_walkers=512, trajectory=50),
         data_share=DATA_SHARE,
         placed=FlattenedSampling(n_learning=0, n_spreading=0, n_steps=40_000, save_interval=50),
         placement_steps=4000,

@@ -39,6 +39,7 @@ class Sampling:
     save_interval: int
     time_step: float = 1.0
     n_walkers: int = 64
+    trajectory: int | None = None
 
     def shortened(self, share: float) -> Sampling:
         """The same with a share of the steps, and few replicas and walkers."""
@@ -153,6 +154,11 @@ class MoleculeSettings:
 
 def _in_words(sampling: Sampling | FlattenedSampling) -> str:
     moves = f"Langevin dynamics (BAOAB, {sampling.time_step:g} fs, not Metropolised)"
+    if isinstance(sampling, Sampling) and sampling.trajectory is not None:
+        moves = (
+            f"Metropolis-Hastings (hybrid Monte Carlo, trajectories of {sampling.trajectory} steps of "
+            f"{sampling.time_step:g} fs)"
+        )
     if isinstance(sampling, FlattenedSampling):
         steps = sampling.n_learning
         learned = f"learned on U in {steps:,} steps" if steps else "that of the Boltzmann distribution's frames"

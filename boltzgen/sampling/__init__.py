@@ -7,12 +7,12 @@ from boltzgen.sampling.flattened import (
     BiasedEnergy,
     TorsionBias,
     flattened_sampling,
-    heavy_hydrogens,
     learn_bias,
     torsion_angles,
 )
 from boltzgen.sampling.flow_chains import flow_chains
-from boltzgen.sampling.langevin import BatchedLangevin
+from boltzgen.sampling.hybrid_walkers import HybridWalkers
+from boltzgen.sampling.langevin import BatchedLangevin, heavy_hydrogens
 from boltzgen.sampling.latent_chains import latent_chains
 from boltzgen.sampling.openmmtools_tempering import openmmtools_tempering
 from boltzgen.sampling.parallel_tempering import ReplicaExchange, parallel_tempering
@@ -23,6 +23,7 @@ from boltzgen.sampling.run import SamplingRun
 __all__ = [
     "BatchedLangevin",
     "BiasedEnergy",
+    "HybridWalkers",
     "PartialPotential",
     "Reference",
     "ReferenceSummary",

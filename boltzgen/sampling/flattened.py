@@ -24,12 +24,12 @@ from boltzgen.energy.terms import bicubic_coefficients
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
 from boltzgen.progress import StepsShower, interruptible_steps
-from boltzgen.sampling.langevin import BatchedLangevin, LayoutForces, counted, layout_forces, relax
+from boltzgen.sampling.langevin import BatchedLangevin, LayoutForces, counted, heavy_hydrogens, layout_forces, relax
 from boltzgen.sampling.particles import Particles, particle_numbers
 from boltzgen.sampling.rounds import SamplingRounds, Spent, Stateful
 from boltzgen.sampling.run import SamplingRun, generator, in_femtoseconds
 
-__all__ = ["BiasedEnergy", "TorsionBias", "flattened_sampling", "heavy_hydrogens", "learn_bias", "torsion_angles"]
+__all__ = ["BiasedEnergy", "TorsionBias", "flattened_sampling", "learn_bias", "torsion_angles"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,18 +138,6 @@ def torsion_angles(positions: Tensor, atoms: Sequence[Sequence[int]]) -> Tensor:
     x = positions
     cosine, sine, *_ = dihedral(x[:, j] - x[:, i], x[:, k] - x[:, j], x[:, m] - x[:, k])
     return torch.rad2deg(torch.atan2(sine, cosine))
-
-
-def heavy_hydrogens(molecule: Any, mass: float = 6.0) -> np.ndarray:
-    """Masses (N,) in amu with hydrogens made heavier, so that 2 fs steps err as little as shorter ones.
-
-    Averages over configurations do not depend on masses (with constraints: after the weights that account for them). At
-    6 amu the stretches of N-H and C=O are about equally fast.
-    """
-    from boltzgen.sampling.langevin import system_masses
-
-    masses = system_masses(molecule)
-    return np.where(masses < 2.1, np.maximum(masses, mass), masses)
 
 
 def learn_bias(

@@ -208,6 +208,6 @@ class HamiltonianMoves:
 
 def move_masses(generator: BoltzmannGenerator, n_atoms: int) -> np.ndarray:
     """Masses (n_atoms,) for moves: those of the molecule with heavier hydrogens, or ones."""
-    from boltzgen.sampling.flattened import heavy_hydrogens
+    from boltzgen.sampling.langevin import heavy_hydrogens
 
     return np.ones(n_atoms) if generator.molecule is None else heavy_hydrogens(generator.molecule)

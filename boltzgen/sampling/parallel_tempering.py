@@ -1,4 +1,4 @@
-"""Parallel tempering: batched Langevin dynamics at several temperatures, with replica exchange."""
+"""Parallel tempering: batched dynamics or hybrid Monte Carlo at several temperatures, with replica exchange."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from boltzgen.energy import potential as choose_potential
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
 from boltzgen.progress import StepsShower, interruptible_steps
-from boltzgen.sampling.langevin import BatchedLangevin, layout_forces, relax
+from boltzgen.sampling.hybrid_walkers import HybridWalkers
+from boltzgen.sampling.langevin import BatchedLangevin, heavy_hydrogens, layout_forces, relax
 from boltzgen.sampling.particles import Particles
 from boltzgen.sampling.rounds import SamplingRounds, Spent, Stateful
 from boltzgen.sampling.run import GAS_CONSTANT, SamplingRun, generator, in_femtoseconds, in_kelvin
@@ -131,6 +132,7 @@ def parallel_tempering(
     n_walkers: int = 64,
     time_step: Any = 1.0,
     friction: float = 2.0,
+    trajectory: int | None = None,
     exchange_interval: int = 100,
     save_interval: int = 500,
     burn_in: float = 0.2,
@@ -164,6 +166,10 @@ def parallel_tempering(
         fs. Bonds to hydrogen need 1 fs or less with the masses of the System.
     friction : float
         1/ps.
+    trajectory : int, optional
+        Hybrid Monte Carlo in the place of Langevin dynamics, with trajectories of so many steps: each is accepted or
+        rejected (Metropolis), so that frames have no error from the time step. `exchange_interval` must be a multiple.
+        Hydrogens are made heavier (`heavy_hydrogens`), which averages over configurations do not depend on.
     exchange_interval, save_interval : int
         Steps between swaps, and between saved frames of the target temperature.
     burn_in : float
@@ -195,13 +201,17 @@ def parallel_tempering(
     CheckpointError
         If the checkpoint is damaged, or of another run.
     """
+    if trajectory is not None:
+        _check(trajectory=trajectory)
+        if exchange_interval % trajectory:
+            raise PotentialError(f"exchange_interval={exchange_interval} is no multiple of trajectory={trajectory}")
     _check(n_steps=n_steps, n_replicas=n_replicas, n_walkers=n_walkers, exchange_interval=exchange_interval)
     t_min, step_fs = in_kelvin(molecule.temperature), in_femtoseconds(time_step)
     if in_kelvin(t_max) <= t_min and n_replicas > 1:
         raise PotentialError(f"t_max must be above the temperature of the molecule, {t_min:g} K")
     device = torch.device(device)
     potential = choose_potential(molecule) if potential is None else potential
-    particles = Particles(molecule, potential)
+    particles = Particles(molecule, potential, None if trajectory is None else heavy_hydrogens(molecule))
     spent = Spent(particles)
     random = generator(seed, device)
     exchange = ReplicaExchange(np.geomspace(t_min, in_kelvin(t_max), n_replicas), n_walkers, generator(seed + 1))
@@ -209,13 +219,19 @@ def parallel_tempering(
     x = particles.start(start, n_walkers).to(device).repeat(1, 1, n_replicas)
     constraints = particles.constraints(x)
     x = relax(forces, x, constraints=constraints)
-    walkers = BatchedLangevin(
-        forces, x, particles.masses, exchange.kT.to(device), step_fs / 1000, friction, random, constraints
-    )
+    kT = exchange.kT.to(device)
+    walkers: BatchedLangevin | HybridWalkers
+    if trajectory is None:
+        walkers = BatchedLangevin(forces, x, particles.masses, kT, step_fs / 1000, friction, random, constraints)
+    else:
+        if constraints is not None:
+            raise PotentialError("trajectory: hybrid Monte Carlo does not keep constraints; use Langevin dynamics")
+        walkers = HybridWalkers(forces, x, particles.masses, kT, step_fs / 1000, trajectory, random)
     n_rounds = max(n_steps // exchange_interval, 1)
     save_rounds = max(save_interval // exchange_interval, 1)
     n_saved = n_walkers * (n_replicas if all_temperatures else 1)
-    settings = {"n_walkers": n_walkers, "friction": friction, "exchange_interval": exchange_interval}
+    moves = {"friction": friction} if trajectory is None else {"trajectory": trajectory}
+    settings = {"n_walkers": n_walkers, "exchange_interval": exchange_interval, **moves}
     identity = {
         "method": "parallel tempering",
         **settings,
@@ -237,12 +253,14 @@ def parallel_tempering(
                 positions = particles.all_atoms(walkers.frames()[:n_saved]).cpu().numpy()
                 sampled.keep(positions=positions, energies=walkers.energies[:n_saved].cpu().numpy())
     sampled.finish(exchange_interval)
-    kT = GAS_CONSTANT * exchange.temperatures.numpy()
-    replicas = _ensembles(particles, sampled.frames["positions"], sampled.frames["energies"], n_walkers, kT)
-    ensemble = replicas[0]
+    kTs = GAS_CONSTANT * exchange.temperatures.numpy()
+    replicas = _ensembles(particles, sampled.frames["positions"], sampled.frames["energies"], n_walkers, kTs)
+    ensemble, acceptance = replicas[0], {}
+    if isinstance(walkers, HybridWalkers):
+        acceptance["acceptance"] = (walkers.accepted / walkers.attempted).reshape(-1, n_walkers).mean(1).tolist()
     return SamplingRun(
         ensemble=ensemble,
-        method="parallel tempering",
+        method="parallel tempering" if trajectory is None else "parallel tempering, hybrid Monte Carlo",
         evaluations=spent.evaluations,
         seconds=spent.seconds,
         n_steps=sampled.done * exchange_interval,
@@ -254,7 +272,7 @@ def parallel_tempering(
         round_trips=exchange.round_trips if n_replicas > 1 else None,
         mass_metric=float(ensemble.log_weights.std()),
         replicas=replicas if all_temperatures else (),
-        settings=settings,
+        settings=settings | acceptance,
     )
 
 

@@ -1,0 +1,146 @@
+"""Many independent walkers under hybrid Monte Carlo, in one batch: Metropolis-Hastings by trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from boltzgen.errors import PotentialError
+from boltzgen.sampling.langevin import LayoutForces
+
+__all__ = ["HybridWalkers"]
+
+SPREAD = 0.2  # of the time step about its mean, or trajectories of one length could go round an orbit and come back
+
+
+class HybridWalkers:
+    """Leapfrog trajectories with fresh velocities, each accepted or rejected as a whole.
+
+    Frames follow exp(-U/kT) whatever the time step, which sets the acceptance alone.
+
+    Parameters
+    ----------
+    forces, positions, masses, kT, generator
+        As of `boltzgen.sampling.BatchedLangevin`.
+    time_step : float
+        ps, the mean; each trajectory of each walker has its own, up to a fifth longer or shorter.
+    n_leapfrog : int
+        Steps of a trajectory, each one force evaluation.
+
+    Attributes
+    ----------
+    positions : (3, N, B) tensor
+        nm.
+    energies : (B,) tensor
+        kJ/mol.
+    attempted : int
+        Trajectories of each walker.
+    accepted : (B,) tensor
+        How many of them, by column.
+
+    Raises
+    ------
+    PotentialError
+        If a walker starts where its energy is not a finite number.
+
+    References
+    ----------
+    Duane, Kennedy, Pendleton and Roweth, Phys. Lett. B 195, 216 (1987).
+    """
+
+    def __init__(
+        self,
+        forces: LayoutForces,
+        positions: Tensor,
+        masses: np.ndarray,
+        kT: float | Tensor,
+        time_step: float,
+        n_leapfrog: int,
+        generator: torch.Generator,
+    ) -> None:
+        self.positions = positions.clone(memory_format=torch.contiguous_format)
+        self.attempted = 0
+        self.accepted = torch.zeros(positions.shape[2], dtype=torch.float64, device=positions.device)
+        self._forces, self._generator = forces, generator
+        self._time_step, self._n_leapfrog = time_step, n_leapfrog
+        self._mass = torch.from_numpy(np.asarray(masses, dtype=np.float64)).to(positions)[None, :, None]
+        self._kT = torch.as_tensor(kT, dtype=positions.dtype, device=positions.device).expand(positions.shape[2])
+        self.energies, self._gradient = self._evaluate(self.positions)
+        lost = int((~torch.isfinite(self.energies)).sum())
+        if lost:
+            raise PotentialError(
+                f"{lost} of {len(self.energies)} walkers start without a finite energy: relax the start"
+            )
+
+    def run(self, n_steps: int) -> None:
+        """As many whole trajectories as there are in so many steps."""
+        for _ in range(n_steps // self._n_leapfrog):
+            self._trajectory()
+
+    def permute(self, order: Tensor, velocity_scale: Tensor) -> None:
+        """Give walker b the state of walker order[b]; velocities are drawn anew for each trajectory anyway."""
+        self.positions = self.positions[:, :, order].contiguous()
+        self._gradient = self._gradient[:, :, order].contiguous()
+        self.energies = self.energies[order]
+
+    def frames(self) -> Tensor:
+        """Positions as (B, N, 3) in nm, a copy."""
+        return self.positions.permute(2, 1, 0).contiguous()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next trajectory depends on."""
+        return {
+            "positions": self.positions,
+            "energies": self.energies,
+            "gradient": self._gradient,
+            "attempted": self.attempted,
+            "accepted": self.accepted,
+            "random": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where equal walkers were."""
+        self.positions.copy_(state["positions"])
+        self.energies.copy_(state["energies"])
+        self._gradient.copy_(state["gradient"])
+        self.accepted.copy_(state["accepted"])
+        self.attempted = int(state["attempted"])
+        self._generator.set_state(state["random"])
+
+    def _trajectory(self) -> None:
+        n_walkers = len(self.energies)
+        # The centre of mass diffuses and carries no information; near the origin single precision is finest.
+        start = self.positions - self.positions.mean(dim=1, keepdim=True)
+        noise = torch.empty_like(start).normal_(generator=self._generator)
+        uniform = torch.rand(2, n_walkers, generator=self._generator, dtype=torch.float64, device=start.device)
+        step = self._time_step * (1 - SPREAD + 2 * SPREAD * uniform[0]).to(start)
+        v = noise * (self._kT / self._mass).sqrt()
+        before = self.energies.double() + self._kinetic(v)
+        x, energies, gradient = start.clone(), self.energies, self._gradient
+        v -= 0.5 * step / self._mass * gradient
+        for k in range(self._n_leapfrog):
+            x += step * v
+            energies, gradient = self._evaluate(x)
+            v -= (step if k < self._n_leapfrog - 1 else 0.5 * step) / self._mass * gradient
+        after = energies.double() + self._kinetic(v)
+        # An undefined energy is as good as an infinite one: the proposal is not accepted.
+        log_chance = ((before - after) / self._kT.double()).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+        accepted = uniform[1].log() < log_chance
+        self.attempted += 1
+        self.accepted += accepted
+        self.positions = torch.where(accepted, x, start)
+        self.energies = torch.where(accepted, energies, self.energies)
+        self._gradient = torch.where(accepted, gradient, self._gradient)
+
+    def _kinetic(self, velocities: Tensor) -> Tensor:
+        """Kinetic energies (B,) in kJ/mol."""
+        return 0.5 * (velocities.double().square() * self._mass).sum(dim=(0, 1))
+
+    def _evaluate(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        energies, gradient = self._forces(positions)
+        assert gradient is not None
+        return energies, gradient
