@@ -11,6 +11,7 @@ import pytest
 import torch
 from signals import interrupted_when_asked
 
+from boltzgen.checkpoint_file import read_checkpoint
 from boltzgen.cli import main
 from boltzgen.energy.analytic import DoubleWell, GaussianMixture
 from boltzgen.errors import CheckpointError
@@ -26,7 +27,6 @@ from boltzgen.reproduce.double_well_flow import Pretraining, measure, pretrained
 from boltzgen.reproduce.gradient_variance import exact_gradient, gradient_noise
 from boltzgen.reproduce.propositions_claims import CLAIMS as PROPOSITIONS_CLAIMS
 from boltzgen.reproduce.unconstrained import descend, exact_solution, fixed_minibatch, random_start
-from boltzgen.run.checkpoints import load_checkpoint
 
 PRETRAINING = Pretraining(n_steps=20, n_data=400, batch_size=64, n_rounds=1, n_hidden=8, dimension=3, scale=2.0)
 DOUBLE_WELL = double_well.Settings(
@@ -299,9 +299,9 @@ def test_an_interrupted_pretraining_goes_on(tmp_path, monkeypatch):
         with pytest.raises(RunInterrupted) as stop:
             pretrained(PRETRAINING, 0, path)
     assert stop.value.checkpoint == path
-    assert load_checkpoint(path).training["step"] == 7
+    assert read_checkpoint(path).content["step"] == 7
     again = pretrained(PRETRAINING, 0, path)
-    assert load_checkpoint(path).training["step"] == 20
+    assert read_checkpoint(path).content["step"] == 20
     for name, value in whole.flow.state_dict().items():
         assert torch.equal(value, again.flow.state_dict()[name])
 

@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from openmm import app, unit
+from signals import interrupted_when_asked
 from small_molecules import DATA, small_molecule
 
 from boltzgen.cli import main
@@ -15,6 +17,7 @@ from boltzgen.collective_variables import parse_basin
 from boltzgen.energy import CompiledPotential, OpenMMPotential
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import CheckpointError, StructureError
+from boltzgen.interrupts import RunInterrupted
 from boltzgen.reproduce import beyond, butane, dialanine, heavy_atoms
 from boltzgen.reproduce.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED, examine
 from boltzgen.reproduce.curves import Curve, kept_arrays
@@ -269,6 +272,37 @@ def test_kept_arrays_belong_to_their_settings(tmp_path):
     assert np.array_equal(first["x"], again["x"])
     with pytest.raises(CheckpointError, match="seed"):
         kept_arrays(path, {"seed": 1}, dict)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_interrupted_again_and_again_it_comes_to_the_same(tmp_path, monkeypatch):
+    """Ctrl-C at every fourth look for one: learning the bias, sampling, placement."""
+    settings = dialanine.SETTINGS["quick"].shortened(1e-6)
+
+    def prepared(folder):
+        return prepare(dialanine.DIALANINE, settings, checkpoints_in(tmp_path / folder, ""), lambda line: None)
+
+    whole = prepared("whole")
+    again, stopped_in = None, []
+    while again is None:
+        assert len(stopped_in) < 100
+        with monkeypatch.context() as patched:
+            patched.setattr("boltzgen.reproduce.curves.Interrupts", interrupted_when_asked(4))
+            try:
+                again = prepared("part")
+            except RunInterrupted as stop:
+                stopped_in.append(stop.checkpoint)
+    stems = {path.stem for path in stopped_in}
+    assert stems >= {"reference-learning-the-bias", "minimized-flattened-sampling", "network"}
+    for sampled in ("true", "data", "minimized"):
+        mine, other = getattr(again, sampled), getattr(whole, sampled)
+        for values in ("positions", "energies", "log_weights", "grid"):
+            assert np.array_equal(getattr(mine, values), getattr(other, values))
+        assert mine.evaluations >= other.evaluations
+    for mine, other in zip(again.placement.flow.parameters(), whole.placement.flow.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    left = {path.stem for path in stopped_in[0].parent.iterdir()}
+    assert left == {"reference", "data", "minimized", "network"}
 
 
 def test_what_was_made_from_other_data_is_refused(tmp_path, monkeypatch):
