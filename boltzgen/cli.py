@@ -108,9 +108,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _short(options: argparse.Namespace) -> int:
     """A command that is a module of its own; it sets ``started`` once its input is known to be good."""
+
+    def refuse(error: BoltzgenError) -> tuple[str, int]:
+        started = getattr(options, "started", False) and not isinstance(error, CheckpointError)
+        return _one_line(error), FAILED if started else WRONG_INPUT
+
     return _guarded(
         lambda: COMMANDS[options.command].run_command(options),
-        lambda error: (_one_line(error), FAILED if getattr(options, "started", False) else WRONG_INPUT),
+        refuse,
         lambda: _complain("go on with the same command", kind="") if getattr(options, "checkpoint", None) else None,
     )
 

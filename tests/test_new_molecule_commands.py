@@ -14,6 +14,7 @@ import pytest
 from openmm import app
 from signals import interrupted_when_asked
 
+from boltzgen.checkpoint_file import read_checkpoint
 from boltzgen.cli import main
 from boltzgen.commands import COMMANDS
 from boltzgen.ensemble import Ensemble
@@ -75,13 +76,25 @@ def test_a_training_is_gone_on_with_by_run(pdb, tmp_path, capsys):
     assert whole["reference_ended_early"] is whole["samples_ended_early"] is False
 
 
-def test_reference_of_a_run_compares_with_it(finished_run, tmp_path, capsys):
-    out = tmp_path / "reference"
-    assert main(["reference", str(finished_run.folder), "--budget", "500000", "--out", str(out), "--json"]) == 0
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_reference_of_a_run_compares_with_it(finished_run, tmp_path, capsys, monkeypatch):
+    """Interrupted in the burn-in, and gone on with by the same command."""
+    out, state = tmp_path / "reference", tmp_path / "state.pt"
+    words = ["reference", str(finished_run.folder), "--budget", "500000", "--out", str(out)]
+    words += ["--checkpoint", str(state), "--json"]
+    with monkeypatch.context() as patched:
+        patched.setattr("boltzgen.interrupts.Interrupts", interrupted_when_asked(2))
+        assert main(words) == 130
+    assert "go on with the same command" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [state]
+    assert main([*words, "--seed", "1"]) == 2
+    assert "seed is 0 there and 1 here" in capsys.readouterr().err
+    assert main(words) == 0
     found = answer(capsys)
     assert found == json.loads((out / "reference.json").read_text())
     assert set(found["coverage"]) == {"C7ax", "not C7ax"}
     assert found["energy_evaluations"] > 490_000
+    assert read_checkpoint(state).content["done"] == 9
     assert found["ended_early"] is False
     molecule = BoltzmannGenerator.load(finished_run.folder / "model.safetensors").molecule
     frames = Ensemble.load(out, molecule)
