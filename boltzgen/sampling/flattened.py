@@ -26,7 +26,7 @@ from boltzgen.errors import PotentialError
 from boltzgen.progress import StepsShower, interruptible_steps
 from boltzgen.sampling.langevin import BatchedLangevin, LayoutForces, counted, heavy_hydrogens, layout_forces, relax
 from boltzgen.sampling.particles import Particles, particle_numbers
-from boltzgen.sampling.rounds import SamplingRounds, Spent, Stateful
+from boltzgen.sampling.rounds import SamplingRounds, Spent
 from boltzgen.sampling.run import SamplingRun, generator, in_femtoseconds
 
 __all__ = ["BiasedEnergy", "TorsionBias", "flattened_sampling", "learn_bias", "torsion_angles"]
@@ -210,8 +210,7 @@ def learn_bias(
         "friction": friction,
         "seed": seed,
     }
-    parts: dict[str, Stateful] = {"walkers": walkers, "bias": growing}
-    learned = SamplingRounds(n_steps // deposit_interval, parts, spent, checkpoint, settings)
+    learned = SamplingRounds(n_steps // deposit_interval, walkers, growing, spent, checkpoint, settings)
     with interruptible_steps(learned.left, progress, "learning the bias") as steps:
         for _ in learned.rounds(steps):
             walkers.run(deposit_interval)
@@ -281,7 +280,7 @@ def flattened_sampling(
         "save_interval": save_interval,
         "seed": seed,
     }
-    sampled = SamplingRounds(n_rounds, {"walkers": walkers}, spent, checkpoint, identity)
+    sampled = SamplingRounds(n_rounds, walkers, None, spent, checkpoint, identity)
     with interruptible_steps(sampled.left, progress, "flattened sampling") as steps:
         for round_ in sampled.rounds(steps):
             walkers.run(save_interval)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from boltzgen.errors import PotentialError
-from boltzgen.sampling.langevin import LayoutForces
+from boltzgen.sampling.walkers import LayoutForces, Walkers
 
 __all__ = ["HybridWalkers"]
 
 SPREAD = 0.2  # of the time step about its mean, or trajectories of one length could go round an orbit and come back
 
 
-class HybridWalkers:
+class HybridWalkers(Walkers):
     """Leapfrog trajectories with fresh velocities, each accepted or rejected as a whole.
 
     Frames follow exp(-U/kT) whatever the time step, which sets the acceptance alone.
@@ -33,10 +33,6 @@ class HybridWalkers:
 
     Attributes
     ----------
-    positions : (3, N, B) tensor
-        nm.
-    energies : (B,) tensor
-        kJ/mol.
     attempted : int
         Trajectories of each walker.
     accepted : (B,) tensor
@@ -62,14 +58,12 @@ class HybridWalkers:
         n_leapfrog: int,
         generator: torch.Generator,
     ) -> None:
-        self.positions = positions.clone(memory_format=torch.contiguous_format)
+        super().__init__(forces, positions, generator)
         self.attempted = 0
         self.accepted = torch.zeros(positions.shape[2], dtype=torch.float64, device=positions.device)
-        self._forces, self._generator = forces, generator
         self._time_step, self._n_leapfrog = time_step, n_leapfrog
         self._mass = torch.from_numpy(np.asarray(masses, dtype=np.float64)).to(positions)[None, :, None]
         self._kT = torch.as_tensor(kT, dtype=positions.dtype, device=positions.device).expand(positions.shape[2])
-        self.energies, self._gradient = self._evaluate(self.positions)
         lost = int((~torch.isfinite(self.energies)).sum())
         if lost:
             raise PotentialError(
@@ -81,35 +75,13 @@ class HybridWalkers:
         for _ in range(n_steps // self._n_leapfrog):
             self._trajectory()
 
-    def permute(self, order: Tensor, velocity_scale: Tensor) -> None:
-        """Give walker b the state of walker order[b]; velocities are drawn anew for each trajectory anyway."""
-        self.positions = self.positions[:, :, order].contiguous()
-        self._gradient = self._gradient[:, :, order].contiguous()
-        self.energies = self.energies[order]
-
-    def frames(self) -> Tensor:
-        """Positions as (B, N, 3) in nm, a copy."""
-        return self.positions.permute(2, 1, 0).contiguous()
-
     def state_dict(self) -> dict[str, Any]:
-        """All that the next trajectory depends on."""
-        return {
-            "positions": self.positions,
-            "energies": self.energies,
-            "gradient": self._gradient,
-            "attempted": self.attempted,
-            "accepted": self.accepted,
-            "random": self._generator.get_state(),
-        }
+        return super().state_dict() | {"attempted": self.attempted, "accepted": self.accepted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where equal walkers were."""
-        self.positions.copy_(state["positions"])
-        self.energies.copy_(state["energies"])
-        self._gradient.copy_(state["gradient"])
+        super().load_state_dict(state)
         self.accepted.copy_(state["accepted"])
         self.attempted = int(state["attempted"])
-        self._generator.set_state(state["random"])
 
     def _trajectory(self) -> None:
         n_walkers = len(self.energies)
@@ -139,8 +111,3 @@ class HybridWalkers:
     def _kinetic(self, velocities: Tensor) -> Tensor:
         """Kinetic energies (B,) in kJ/mol."""
         return 0.5 * (velocities.double().square() * self._mass).sum(dim=(0, 1))
-
-    def _evaluate(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        energies, gradient = self._forces(positions)
-        assert gradient is not None
-        return energies, gradient

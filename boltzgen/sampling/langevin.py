@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from boltzgen.energy import CompiledPotential, Potential
 from boltzgen.errors import PotentialError
 from boltzgen.sampling.constraints import Constraints
+from boltzgen.sampling.walkers import LayoutForces, Walkers
 
 __all__ = [
     "BatchedLangevin",
@@ -24,11 +25,8 @@ __all__ = [
     "system_masses",
 ]
 
-# Coordinates (3, N, B) in nm to energy (B,) in kJ/mol and gradient (3, N, B) in kJ/mol/nm.
-LayoutForces = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
-
-class BatchedLangevin:
+class BatchedLangevin(Walkers):
     """Langevin dynamics by the BAOAB splitting, one force evaluation a step; with constraints its geodesic form.
 
     With constraints positions follow exp(-U/kT) sqrt(det Z) on them: `boltzgen.energy.log_mass_metric` is what the
@@ -71,10 +69,8 @@ class BatchedLangevin:
         generator: torch.Generator,
         constraints: Constraints | None = None,
     ) -> None:
-        self.positions = positions.clone(memory_format=torch.contiguous_format)
+        super().__init__(forces, positions, generator)
         self.time_step = time_step
-        self._forces = forces
-        self._generator = generator
         self._constraints = constraints
         self._noise = torch.empty_like(self.positions)
         inverse_mass = torch.from_numpy(1 / np.asarray(masses, dtype=np.float64)).to(positions)[None, :, None]
@@ -84,12 +80,6 @@ class BatchedLangevin:
         self._spread = thermal * float(np.sqrt(1 - self._decay**2))
         self.velocities = self._noise.normal_(generator=generator) * thermal
         self._project()
-        self.energies, self._gradient = self._evaluate()
-
-    @property
-    def n_walkers(self) -> int:
-        """Number of walkers B."""
-        return self.positions.shape[2]
 
     def run(self, n_steps: int) -> None:
         """Advance all walkers.
@@ -109,7 +99,7 @@ class BatchedLangevin:
             v.mul_(self._decay).addcmul_(self._noise.normal_(generator=self._generator), self._spread)
             self._project()
             self._drift()
-            self.energies, self._gradient = self._evaluate()
+            self.energies, self._gradient = self._evaluate(self.positions)
             v.addcmul_(self._gradient, self._kick if step < n_steps - 1 else 0.5 * self._kick)
         self._project()
         if not bool(torch.isfinite(self.energies).all()):
@@ -139,47 +129,19 @@ class BatchedLangevin:
             self.velocities.copy_(self._constraints.along(self.velocities, self.positions))
 
     def permute(self, order: Tensor, velocity_scale: Tensor) -> None:
-        """Give walker b the state of walker order[b], velocities multiplied by velocity_scale (B,)."""
-        self.positions = self.positions[:, :, order].contiguous()
+        super().permute(order, velocity_scale)
         self.velocities = (self.velocities[:, :, order] * velocity_scale).contiguous()
-        self._gradient = self._gradient[:, :, order].contiguous()
-        self.energies = self.energies[order]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on."""
-        return {
-            "positions": self.positions,
-            "velocities": self.velocities,
-            "energies": self.energies,
-            "gradient": self._gradient,
-            "random": self._generator.get_state(),
-        }
+        return super().state_dict() | {"velocities": self.velocities}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where equal walkers were.
-
-        Raises
-        ------
-        RuntimeError
-            If there were others in number.
-        """
-        for name in ("positions", "velocities", "energies", "gradient"):
-            mine = getattr(self, "_gradient" if name == "gradient" else name)
-            mine.copy_(state[name])
-        self._generator.set_state(state["random"])
+        super().load_state_dict(state)
+        self.velocities.copy_(state["velocities"])
 
     def refresh(self) -> None:
         """Evaluate again, after the energy function has changed."""
-        self.energies, self._gradient = self._evaluate()
-
-    def frames(self) -> Tensor:
-        """Positions as (B, N, 3) in nm, a copy."""
-        return self.positions.permute(2, 1, 0).contiguous()
-
-    def _evaluate(self) -> tuple[Tensor, Tensor]:
-        energies, gradient = self._forces(self.positions)
-        assert gradient is not None
-        return energies, gradient
+        self.energies, self._gradient = self._evaluate(self.positions)
 
 
 def layout_forces(potential: Potential, device: torch.device, dtype: torch.dtype, planned: int) -> LayoutForces:

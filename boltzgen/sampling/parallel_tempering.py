@@ -18,8 +18,9 @@ from boltzgen.progress import StepsShower, interruptible_steps
 from boltzgen.sampling.hybrid_walkers import HybridWalkers
 from boltzgen.sampling.langevin import BatchedLangevin, heavy_hydrogens, layout_forces, relax
 from boltzgen.sampling.particles import Particles
-from boltzgen.sampling.rounds import SamplingRounds, Spent, Stateful
+from boltzgen.sampling.rounds import SamplingRounds, Spent
 from boltzgen.sampling.run import GAS_CONSTANT, SamplingRun, generator, in_femtoseconds, in_kelvin
+from boltzgen.sampling.walkers import Walkers
 
 __all__ = ["ReplicaExchange", "parallel_tempering"]
 
@@ -220,7 +221,7 @@ def parallel_tempering(
     constraints = particles.constraints(x)
     x = relax(forces, x, constraints=constraints)
     kT = exchange.kT.to(device)
-    walkers: BatchedLangevin | HybridWalkers
+    walkers: Walkers
     if trajectory is None:
         walkers = BatchedLangevin(forces, x, particles.masses, kT, step_fs / 1000, friction, random, constraints)
     else:
@@ -242,8 +243,7 @@ def parallel_tempering(
         "seed": seed,
         "all_temperatures": all_temperatures,
     }
-    parts: dict[str, Stateful] = {"walkers": walkers, "exchange": exchange}
-    sampled = SamplingRounds(n_rounds, parts, spent, checkpoint, identity)
+    sampled = SamplingRounds(n_rounds, walkers, exchange, spent, checkpoint, identity)
     with interruptible_steps(sampled.left, progress, "parallel tempering") as steps:
         for round_ in sampled.rounds(steps):
             walkers.run(exchange_interval)

@@ -13,6 +13,7 @@ import torch
 from boltzgen.checkpoint_file import Checkpointed
 from boltzgen.errors import CheckpointError, PotentialError
 from boltzgen.sampling.particles import Particles
+from boltzgen.sampling.walkers import Walkers
 
 __all__ = ["SamplingRounds", "Spent", "Stateful"]
 
@@ -60,8 +61,9 @@ class SamplingRounds:
     Parameters
     ----------
     n_rounds : int
-    parts : {name: Stateful}
-        With "walkers", which have ``energies``.
+    walkers : Walkers
+    also : Stateful or None
+        What changes from round to round beside them.
     spent : Spent
         Since the sampler was called; it gets what was spent before an interruption.
     checkpoint : path-like or None
@@ -86,15 +88,17 @@ class SamplingRounds:
     def __init__(
         self,
         n_rounds: int,
-        parts: Mapping[str, Stateful],
+        walkers: Walkers,
+        also: Stateful | None,
         spent: Spent,
         checkpoint: str | os.PathLike[str] | None,
         settings: Mapping[str, Any],
     ) -> None:
         self.n_rounds, self.done = n_rounds, 0
         self.frames: dict[str, list[np.ndarray]] = {}
-        self._parts, self.spent = parts, spent
-        self._energies: torch.Tensor = parts["walkers"].energies.clone()  # type: ignore[attr-defined]
+        self._parts: dict[str, Stateful] = {"walkers": walkers} | ({} if also is None else {"also": also})
+        self.spent = spent
+        self._energies = walkers.energies.clone()
         self._checkpoint = Checkpointed(checkpoint, {"n_rounds": n_rounds, **settings}, self._state, self._restore)
 
     @property
