@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from boltzgen.interrupts import RunInterrupted
 from boltzgen.output_files import write_bytes, write_json
 from boltzgen.reproduce.dialanine import CURVES, DIALANINE, SETTINGS, run
 from boltzgen.reproduce.heavy_atoms import prepare
@@ -104,4 +105,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RunInterrupted as stop:
+        sys.exit(f"{stop}: go on with the same command")
