@@ -17,7 +17,7 @@ import torch
 
 from boltzgen import __version__
 from boltzgen.errors import CheckpointError
-from boltzgen.output_files import explain_os_error, write_bytes
+from boltzgen.output_files import check_writable, explain_os_error, write_bytes
 
 __all__ = ["CHECKPOINT_SECONDS", "Checkpointed", "StoredState", "check_identity", "read_checkpoint", "write_checkpoint"]
 
@@ -56,13 +56,17 @@ class Checkpointed:
         Must be that of the file.
     state : callable
         Gives all that the next step depends on, of tensors, numbers and strings.
-    restore : callable
-        Takes what ``state`` gave.
+
+    Attributes
+    ----------
+    path : Path or None
 
     Raises
     ------
     CheckpointError
         If the file is damaged, or of other work.
+    OutputError
+        If it cannot be written.
     """
 
     def __init__(
@@ -70,17 +74,39 @@ class Checkpointed:
         path: str | os.PathLike[str] | None,
         identity: Mapping[str, Any],
         state: Callable[[], Mapping[str, Any]],
-        restore: Callable[[Mapping[str, Any]], None],
     ) -> None:
         self.path = None if path is None else Path(path)
         self._identity, self._state = {"boltzgen": __version__, **identity}, state
-        if self.path is None or not self.path.exists():
+        self._found: Mapping[str, Any] | None = None
+        if self.path is None:
             return
-        found = read_checkpoint(self.path)
-        check_identity(self.path, found.identity, self._identity)
+        check_writable(self.path)
+        if self.path.exists():
+            found = read_checkpoint(self.path)
+            check_identity(self.path, found.identity, self._identity)
+            self._found = found.content
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a state that `restore` has not given yet."""
+        return self._found is not None
+
+    def restore(self, take: Callable[[Mapping[str, Any]], None]) -> None:
+        """Give the state of the file, if there is one, to a callable.
+
+        Raises
+        ------
+        CheckpointError
+            If it does not fit.
+        """
+        found, self._found = self._found, None
+        if found is None:
+            return
         try:
-            restore(found.content)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            take(found)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path} belongs to another run: {error}") from error
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path} does not fit: {error}") from error
 
     def written(self, steps: Iterable[int]) -> Iterator[int]:

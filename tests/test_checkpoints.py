@@ -17,7 +17,7 @@ from boltzgen.errors import CheckpointError, OutputError
 from boltzgen.interrupts import Interrupts, RunInterrupted
 from boltzgen.model_file import load_generator
 from boltzgen.output_files import OutputFolder, write_bytes, write_json
-from boltzgen.run import RunOptions, execute, prepare
+from boltzgen.run import RunOptions, execute, prepare, references
 from boltzgen.run import pipeline as run_module
 from boltzgen.run.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from boltzgen.run.schedules import make_schedule
@@ -184,6 +184,19 @@ def test_ctrl_c_while_samples_are_drawn_answers_with_those_that_there_are(resuma
     assert result.values["n_samples"] == drawn
     assert result.values["samples_ended_early"] is True
     assert f"the drawing was ended early, after {drawn} of 640 samples" in said
+
+
+def test_the_state_of_a_reference_that_does_not_fit_is_thrown_away(finished_run, tmp_path, caplog):
+    """It must not block the answer of a run: damaged, or left by another version or device."""
+    generator = load_generator(finished_run.folder / "model.safetensors")
+    schedule = replace(make_schedule(20_000, 300.0), reference_evaluations=500_000)
+    state = tmp_path / "reference.pt"
+    state.write_bytes(b"damaged")
+    first = references.parallel_tempering(generator, schedule, 0, checkpoint=state)
+    assert "the reference begins anew" in caplog.text
+    again = references.parallel_tempering(generator, schedule, 0, checkpoint=state)
+    assert np.array_equal(first.ensemble.positions, again.ensemble.positions)
+    assert again.evaluations == first.evaluations
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ from signals import interrupted_when_asked
 from torch import Tensor
 
 from boltzgen import sampling
+from boltzgen.checkpoint_file import read_checkpoint
 from boltzgen.energy import BatchedPotential, CompiledPotential, RawEvaluation
-from boltzgen.errors import CheckpointError, PotentialError
+from boltzgen.errors import CheckpointError, OutputError, PotentialError
+from boltzgen.sampling import HybridWalkers
 from boltzgen.sampling.langevin import layout_forces
 from boltzgen.sampling.run import GAS_CONSTANT, generator
 
@@ -197,7 +199,7 @@ def test_hybrid_monte_carlo_has_no_error_from_its_time_step() -> None:
         means = np.array([squares[run.ensemble.groups == g].mean() for g in range(400)])
         off[name] = (means.mean() - square) / (means.std(ddof=1) / 20)
         if name == "hybrid":
-            assert 0.5 < run.settings["acceptance"][0] < 0.97
+            assert 0.5 < run.move_acceptance[0] < 0.97
             assert run.method == "parallel tempering, hybrid Monte Carlo"
     assert abs(off["hybrid"]) < 4
     assert abs(off["langevin"]) > 8
@@ -309,8 +311,11 @@ def test_a_sampler_goes_on_from_its_checkpoint(
             sampler(checkpoint=path)
     evaluations = samplers()[name](checkpoint=path).evaluations
     n_walkers = 12 if name in ("tempering", "hybrid") else 4
-    assert evaluations == whole.evaluations + 201 * n_walkers  # relaxed twice
-    again = sampler(checkpoint=path)  # complete: nothing is left to do
+    assert evaluations == whole.evaluations + 3 * n_walkers  # to compare the starts, and to make the walkers again
+    written = path.stat().st_mtime_ns
+    again = sampler(checkpoint=path)  # complete: nothing is left to do, to pay or to write
+    assert again.evaluations == evaluations
+    assert path.stat().st_mtime_ns == written
     if name == "bias":
         np.testing.assert_array_equal(again.grid, whole.grid)
         return
@@ -321,25 +326,86 @@ def test_a_sampler_goes_on_from_its_checkpoint(
     for mine, other in zip(again.replicas, whole.replicas, strict=True):
         np.testing.assert_array_equal(mine.energies, other.energies)
     if n_walkers == 12:
-        assert again.settings == whole.settings
+        np.testing.assert_array_equal(again.move_acceptance, whole.move_acceptance)
         np.testing.assert_array_equal(again.swap_acceptance, whole.swap_acceptance)
         assert again.round_trips == whole.round_trips
 
 
-def test_a_checkpoint_of_another_sampling_is_refused(tmp_path: Path) -> None:
-    path, tempering = tmp_path / "state.pt", samplers()["tempering"]
-    tempering(checkpoint=path)
-    with pytest.raises(CheckpointError, match="seed is 0 there and 1 here"):
-        tempering(checkpoint=path, seed=1)
-    with pytest.raises(CheckpointError, match="n_rounds is 10 there and 20 here"):
-        tempering(checkpoint=path, n_steps=200)
-    with pytest.raises(CheckpointError, match="started from other configurations"):
-        tempering(checkpoint=path, start=np.array(chain().positions) * 1.5)
-    with pytest.raises(CheckpointError, match="method is parallel tempering there and flattened sampling here"):
-        samplers()["flattened"](checkpoint=path)
+@pytest.mark.parametrize("name", ["tempering", "hybrid", "flattened", "bias"])
+def test_a_checkpoint_is_written_between_rounds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What dies in the middle of a round goes on from the one before."""
+    sampler, path = samplers()[name], tmp_path / "state.pt"
+    whole = sampler()
+    owner = HybridWalkers if name == "hybrid" else sampling.BatchedLangevin
+    run, calls = owner.run, []
+
+    def dies(walkers: Any, n_steps: int) -> None:
+        calls.append(n_steps)
+        run(walkers, n_steps if len(calls) != 7 else n_steps // 2)
+        if len(calls) == 7:
+            raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("boltzgen.checkpoint_file.CHECKPOINT_SECONDS", 0.0)
+        patched.setattr(owner, "run", dies)
+        with pytest.raises(MemoryError):
+            sampler(checkpoint=path)
+    assert read_checkpoint(path).content["done"] == 6
+    again = sampler(checkpoint=path)
+    if name == "bias":
+        np.testing.assert_array_equal(again.grid, whole.grid)
+    else:
+        np.testing.assert_array_equal(again.ensemble.positions, whole.ensemble.positions)
+        np.testing.assert_array_equal(again.ensemble.log_weights, whole.ensemble.log_weights)
+
+
+@pytest.mark.parametrize("name", ["tempering", "flattened", "bias"])
+def test_a_checkpoint_of_another_sampling_is_refused(name: str, tmp_path: Path) -> None:
+    path, sampler = tmp_path / "state.pt", samplers()[name]
+    sampler(checkpoint=path)
+    system = chain()
+    potential = CompiledPotential(system.system, positions=system.positions)
+    hot = chain()
+    hot.temperature, hot.kT = 600 * unit.kelvin, 2 * KT
+    stiff = chain()
+    stiff.system.getForce(2).addTorsion(1, 2, 3, 4, 1, 0.0, 1.0)
+    foreign = Analytic(5, lambda x: 1e4 * x.square().sum(dim=(1, 2)))
+    for message, other in {
+        "seed is 0 there and 1 here": partial(sampler, seed=1),
+        "n_steps is 100 there and 200 here": partial(sampler, n_steps=200),
+        "start is": partial(sampler, start=np.array(system.positions) * 1.5),
+        "temperature is 300.0 there and 600.0 here": partial(sampler.func, hot, *sampler.args[1:], **sampler.keywords),
+        "system is": partial(sampler.func, stiff, potential, *sampler.args[2:], **sampler.keywords),
+        "energies of its start": partial(sampler.func, system, foreign, *sampler.args[2:], **sampler.keywords),
+    }.items():
+        with pytest.raises(CheckpointError, match=f"state.pt belongs to another run: .*{message}"):
+            other(checkpoint=path)
     path.write_bytes(b"no")
     with pytest.raises(CheckpointError, match="damaged"):
-        tempering(checkpoint=path)
+        sampler(checkpoint=path)
+    with pytest.raises(OutputError, match="nowhere"):
+        sampler(checkpoint=tmp_path / "nowhere" / "state.pt")
+
+
+def test_a_checkpoint_under_another_bias_is_refused(tmp_path: Path) -> None:
+    path, sampler = tmp_path / "state.pt", samplers()["flattened"]
+    sampler(checkpoint=path)
+    bias = sampler.args[2]
+    grid = bias.grid.copy()
+    grid[6, 6] = 50.0  # far from the start
+    other = dataclasses.replace(bias, grid=grid)
+    with pytest.raises(CheckpointError, match="bias is"):
+        partial(sampler.func, *sampler.args[:2], other, **sampler.keywords)(checkpoint=path)
+    with pytest.raises(CheckpointError, match="method is flattened sampling there and parallel tempering here"):
+        samplers()["tempering"](checkpoint=path)
+
+
+def test_hybrid_monte_carlo_that_does_not_move_is_an_error() -> None:
+    tempering = samplers()["hybrid"]
+    with pytest.raises(
+        PotentialError, match=r"12 of 12 walkers never moved in 20 trajectories with a time step of 500 fs"
+    ):
+        tempering(time_step=500.0)
 
 
 def test_swaps_keep_detailed_balance() -> None:

@@ -117,16 +117,16 @@ def _basins(options: argparse.Namespace, molecule: Any) -> dict[str, str]:
 def _sample(
     molecule: Any, basins: dict[str, str], budget: str | int, seed: int, device: Any, checkpoint: str | None
 ) -> Reference:
-    from boltzgen.errors import PotentialError
     from boltzgen.interrupts import Interrupts, RunInterrupted
     from boltzgen.progress import shown_steps
     from boltzgen.sampling import reference
+    from boltzgen.sampling.rounds import NoFrameError
 
     with Interrupts() as interrupts:
         show = lambda steps: shown_steps(steps, "parallel tempering", interrupts.requested)
         try:
             found = reference(molecule, basins, budget, seed=seed, device=device, progress=show, checkpoint=checkpoint)
-        except PotentialError:
+        except NoFrameError:
             if interrupts.received is None:
                 raise
             if checkpoint is None:

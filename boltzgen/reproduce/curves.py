@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from boltzgen.checkpoint_file import CHECKPOINT_SECONDS, Checkpointed
-from boltzgen.errors import PotentialError
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.interrupts import Interrupts, RunInterrupted
 from boltzgen.placement_training import PlacementAccuracy, PlacementTraining
 from boltzgen.pretraining import Pretraining
 from boltzgen.progress import Progress, shown_steps
+from boltzgen.sampling.rounds import NoFrameError
 from boltzgen.training import Stage, Training, TrainingDivergedError
 
 __all__ = ["Curve", "Refinement", "kept_arrays", "kept_placement", "kept_pretraining", "refine", "stoppable"]
@@ -158,7 +158,8 @@ def refine(
         on_checkpoint=None if checkpoint is None else lambda state: kept.write(),
         checkpoint_seconds=checkpoint_seconds,
     )
-    kept = Checkpointed(checkpoint, known, training.state_dict, training.load_state_dict)
+    kept = Checkpointed(checkpoint, known, training.state_dict)
+    kept.restore(training.load_state_dict)
     failed = None
     if training.step < training.n_steps:
         failed = _run(training, checkpoint)
@@ -169,8 +170,8 @@ def refine(
 
 def kept_placement(
     path: Path | None, generator: BoltzmannGenerator, data: Any, identity: Mapping[str, Any], **options: Any
-) -> PlacementAccuracy:
-    """Train the network that places hydrogens, or go on with that from a checkpoint.
+) -> PlacementAccuracy | None:
+    """Train the network that places hydrogens, or go on with that from a checkpoint; None if nothing was left to do.
 
     Parameters
     ----------
@@ -187,13 +188,14 @@ def kept_placement(
         flow.load_state_dict(state["flow"])
         training.load_state_dict(state["placement"])
 
-    state = lambda: {"flow": flow.state_dict(), "placement": training.state_dict()}
-    kept = Checkpointed(path, identity, state, restore)
-    if not training.is_done:
-        with stoppable(path) as interrupts:
-            label = "placement of hydrogens"
-            training.run(lambda steps: kept.written(shown_steps(steps, label, interrupts.requested)))
-            kept.write()
+    kept = Checkpointed(path, identity, lambda: {"flow": flow.state_dict(), "placement": training.state_dict()})
+    kept.restore(restore)
+    if training.is_done:
+        return None
+    with stoppable(path) as interrupts:
+        label = "placement of hydrogens"
+        training.run(lambda steps: kept.written(shown_steps(steps, label, interrupts.requested)))
+        kept.write()
     return training.accuracy()
 
 
@@ -221,7 +223,8 @@ def kept_pretraining(
         After Ctrl-C or SIGTERM, with the state in the checkpoint, if there is one to write.
     """
     training = Pretraining(generator, data, **options)
-    kept = Checkpointed(path, identity, training.state_dict, training.load_state_dict)
+    kept = Checkpointed(path, identity, training.state_dict)
+    kept.restore(training.load_state_dict)
     if not training.is_complete:
         with stoppable(path) as interrupts:
             training.run(lambda steps: kept.written(shown_steps(steps, "pre-training", interrupts.requested)))
@@ -246,7 +249,7 @@ def stoppable(path: Path | None) -> Iterator[Interrupts]:
     with Interrupts() as interrupts:
         try:
             yield interrupts
-        except PotentialError:  # of a sampler that has no frame yet
+        except NoFrameError:
             if not interrupts.requested():
                 raise
     if interrupts.received is not None:
@@ -272,12 +275,12 @@ def kept_arrays(
         If the file is damaged, or of another identity.
     """
     made: dict[str, np.ndarray] = {}
-    state = lambda: {"made": {name: torch.as_tensor(value) for name, value in made.items()}}
 
     def restore(state: Mapping[str, Any]) -> None:
         made.update({name: value.numpy() for name, value in state["made"].items()})
 
-    kept = Checkpointed(path, identity, state, restore)
+    kept = Checkpointed(path, identity, lambda: {"made": {name: torch.as_tensor(x) for name, x in made.items()}})
+    kept.restore(restore)
     if not made:
         made.update({name: np.asarray(value) for name, value in make().items()})
         kept.write()

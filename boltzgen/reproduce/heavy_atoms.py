@@ -32,6 +32,7 @@ from boltzgen.progress import shown_steps
 from boltzgen.reproduce.curves import kept_arrays, kept_placement, stoppable
 from boltzgen.reproduce.molecule_settings import FlattenedSampling, MoleculeSettings, Sampling
 from boltzgen.sampling import SamplingRun, TorsionBias, domain_of, flattened_sampling, learn_bias, parallel_tempering
+from boltzgen.sampling.rounds import digest
 
 __all__ = [
     "Array",
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 Array = np.ndarray
-PARTS = ("parallel tempering", "dynamics", "learning the bias", "spreading", "flattened sampling")
+SPREADING_ROUNDS = 20  # between which it can be interrupted
 DATA_SEED, PLACED_SEED, NETWORK_SEED, REFERENCE_SEED, START_SEED = 1, 2, 3, 4, 5
 
 
@@ -298,7 +299,8 @@ def prepare(
 
     path, steps = checkpoint("network"), settings.placement_steps
     accuracy = kept_placement(path, placement, data.positions, identity, n_steps=steps, seed=NETWORK_SEED)
-    say(f"{case.name}: {accuracy}")
+    if accuracy is not None:
+        say(f"{case.name}: {accuracy}")
     placed = PlacedPotential(placement)
     by = {"seed": PLACED_SEED, "temperature": settings.temperature, "network": str(identity)}
     start = spread(known, true, settings.placed)
@@ -396,9 +398,9 @@ def _run(
         earlier.append(learned)
     bias = TorsionBias((molecule.torsions["phi"], molecule.torsions["psi"]), grid)
     if start is None:
-        spreading = options | {"n_steps": n_spreading, "save_interval": n_spreading, "burn_in": 0.0}
+        spreading = options | {"n_steps": n_spreading, "save_interval": max(n_spreading // SPREADING_ROUNDS, 1)}
         first = sampled("spreading", flattened_sampling, potential, bias, seed=seed + 2, **spreading)
-        start = first.ensemble.positions
+        start = first.ensemble.positions[-sampling.n_walkers :]
         earlier.append(first)
     run = sampled("flattened sampling", flattened_sampling, potential, bias, seed=seed + 1, start=start, **options)
     evaluations, seconds = (sum(getattr(one, cost) for one in [*earlier, run]) for cost in ("evaluations", "seconds"))
@@ -417,8 +419,12 @@ def _frames(
 ) -> Frames:
     """Frames by sampling a potential of the molecule, ``whole`` being that of all its atoms."""
 
+    known = {**identity, **asdict(sampling)}
+
     def part(label: str) -> Path | None:
-        return None if path is None else path.with_name(f"{path.stem}-{label.replace(' ', '-')}{path.suffix}")
+        if path is None:
+            return None
+        return path.with_name(f"{path.stem}-{digest(str(known))}-{label.replace(' ', '-')}{path.suffix}")
 
     def make() -> dict[str, Array]:
         run = _run(molecule, whole, potential, sampling, int(identity["seed"]), start, grid, part)
@@ -433,10 +439,10 @@ def _frames(
             "cost": np.array([run.evaluations, run.seconds, ensemble.weights @ ~inside]),
         }
 
-    made = kept_arrays(path, {**identity, **asdict(sampling)}, make)
-    for label in PARTS:
-        if (left := part(label)) is not None:
-            left.unlink(missing_ok=True)
+    made = kept_arrays(path, known, make)
+    if path is not None:
+        for left in path.parent.glob(f"{path.stem}-{digest(str(known))}-*"):
+            left.unlink()
     evaluations, seconds, outside = made.pop("cost").tolist()
     return Frames(**made, evaluations=int(evaluations), seconds=seconds, outside=outside)
 

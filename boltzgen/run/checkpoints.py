@@ -130,4 +130,6 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             placement=content.get("placement"),
         )
     except KeyError as error:
-        raise CheckpointError(f"the checkpoint {stored.path} is damaged: {error} is missing") from error
+        raise CheckpointError(
+            f"the checkpoint {stored.path} is damaged, or not that of a training: {error} is missing"
+        ) from error

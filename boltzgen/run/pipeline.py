@@ -17,7 +17,6 @@ from boltzgen.diagnostics import Verdict
 from boltzgen.energy import CompiledPotential
 from boltzgen.energy import potential as choose_potential
 from boltzgen.energy.base import Potential
-from boltzgen.errors import PotentialError
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.generator_description import rebuild
 from boltzgen.interrupts import Interrupts, RunInterrupted
@@ -35,6 +34,7 @@ from boltzgen.run.options import RunOptions, check_kinds_of_run, choose_basins, 
 from boltzgen.run.results import RunResult, TrainResult
 from boltzgen.run.schedules import Schedule, make_schedule, parse_budget
 from boltzgen.sampling import SamplingRun
+from boltzgen.sampling.rounds import NoFrameError
 from boltzgen.training import Training
 from boltzgen.training.processes import Processes, start_processes
 
@@ -329,7 +329,7 @@ def _reference(prepared: PreparedRun, say: Say) -> SamplingRun:
     with Interrupts() as interrupts:
         try:
             sampled = references.parallel_tempering(prepared.generator, schedule, seed, interrupts.requested, state)
-        except PotentialError:
+        except NoFrameError:
             if interrupts.received is None:
                 raise
             raise RunInterrupted(interrupts.received, prepared.checkpoint) from None  # before the first frame

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from boltzgen.errors import CheckpointError
 from boltzgen.free_energy import BasinFreeEnergy
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.progress import shown_steps
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from boltzgen.sampling import SamplingRun
 
 __all__ = ["Shipped", "parallel_tempering", "shipped"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,12 @@ def parallel_tempering(
     stop : callable, optional
         Asked before each round; a true answer ends the sampling with the frames that there are.
     checkpoint : Path, optional
-        See `boltzgen.sampling.parallel_tempering`.
+        See `boltzgen.sampling.parallel_tempering`; one that does not fit is thrown away.
     """
     everywhere = (lambda positions: np.ones(len(positions), bool)) if schedule.config.omega == "free" else None
     # A potential of its own: it is counted apart from the generator's, and compiled when that pays.
-    return reference(
+    sample = partial(
+        reference,
         generator.molecule,
         {},
         schedule.reference_evaluations,
@@ -70,7 +76,14 @@ def parallel_tempering(
         device=generator.device,
         progress=lambda steps: shown_steps(steps, "parallel tempering", stop),
         checkpoint=checkpoint,
-    ).run
+    )
+    try:
+        return sample().run
+    except CheckpointError as error:
+        assert checkpoint is not None
+        log.warning("the reference begins anew: %s", error)
+        checkpoint.unlink()
+        return sample().run
 
 
 def shipped(generator: BoltzmannGenerator, basins: Mapping[str, str], omega: str) -> Shipped:

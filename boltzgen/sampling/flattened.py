@@ -26,7 +26,7 @@ from boltzgen.errors import PotentialError
 from boltzgen.progress import StepsShower, interruptible_steps
 from boltzgen.sampling.langevin import BatchedLangevin, LayoutForces, counted, heavy_hydrogens, layout_forces, relax
 from boltzgen.sampling.particles import Particles, particle_numbers
-from boltzgen.sampling.rounds import SamplingRounds, Spent
+from boltzgen.sampling.rounds import SamplingRounds, Spent, digest
 from boltzgen.sampling.run import SamplingRun, generator, in_femtoseconds
 
 __all__ = ["BiasedEnergy", "TorsionBias", "flattened_sampling", "learn_bias", "torsion_angles"]
@@ -45,12 +45,15 @@ class TorsionBias:
     evaluations : int
     seconds : float
         What it took to learn it.
+    ended_early : bool
+        Whether the learning was stopped before all its steps were done.
     """
 
     atoms: tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
     grid: Floats
     evaluations: int = 0
     seconds: float = 0.0
+    ended_early: bool = False
 
     def tables(self, atoms: Sequence[Sequence[int]] | None = None) -> TermTables:
         """The bias as a CMAP term; on atoms of other numbers if these are given."""
@@ -196,10 +199,10 @@ def learn_bias(
     growing = _GrowingBias(energy, bias.grid, molecule.kT, bias_factor, height, width)
     particles = Particles(molecule, potential, heavy_hydrogens(molecule))
     spent = Spent(particles)
-    walkers = _walkers(particles, energy, start, n_walkers, time_step, friction, seed, device_of(potential))
     settings = {
         "method": "learning a bias",
         "torsions": str(bias.atoms),
+        "n_steps": n_steps,
         "n_walkers": n_walkers,
         "time_step": in_femtoseconds(time_step),
         "bias_factor": bias_factor,
@@ -210,13 +213,18 @@ def learn_bias(
         "friction": friction,
         "seed": seed,
     }
-    learned = SamplingRounds(n_steps // deposit_interval, walkers, growing, spent, checkpoint, settings)
+    x, n_rounds = particles.start(start, n_walkers).to(device_of(potential)), n_steps // deposit_interval
+    learned = SamplingRounds(n_rounds, spent, particles, checkpoint, settings, x, lambda x: energy.forces(x)[0])
+    walkers = _walkers(particles, energy, x, not learned.go_on, time_step, friction, seed)
+    learned.drive(walkers, growing)
     with interruptible_steps(learned.left, progress, "learning the bias") as steps:
         for _ in learned.rounds(steps):
             walkers.run(deposit_interval)
             growing.deposit(walkers.positions)
-    learned.write()
-    return TorsionBias(bias.atoms, growing.grid - growing.grid.min(), spent.evaluations, spent.seconds)
+    learned.finish()
+    return TorsionBias(
+        bias.atoms, growing.grid - growing.grid.min(), spent.evaluations, spent.seconds, learned.left > 0
+    )
 
 
 def flattened_sampling(
@@ -269,18 +277,23 @@ def flattened_sampling(
     spent = Spent(particles)
     energy = energy or BiasedEnergy(potential, bias, n_steps * n_walkers)
     energy.set_grid(bias.grid)
-    walkers = _walkers(particles, energy, start, n_walkers, time_step, friction, seed, device_of(potential))
+    x = particles.start(start, n_walkers).to(device_of(potential))
     n_rounds = max(n_steps // save_interval, 1)
     settings = {"n_walkers": n_walkers, "n_groups": n_groups, "friction": friction, "burn_in": burn_in}
     step_fs = in_femtoseconds(time_step)
     identity = {
         "method": "flattened sampling",
         **settings,
+        "n_steps": n_steps,
         "time_step": step_fs,
         "save_interval": save_interval,
         "seed": seed,
+        "torsions": str(bias.atoms),
+        "bias": digest(bias.grid),
     }
-    sampled = SamplingRounds(n_rounds, walkers, None, spent, checkpoint, identity)
+    sampled = SamplingRounds(n_rounds, spent, particles, checkpoint, identity, x, lambda x: energy.forces(x)[0])
+    walkers = _walkers(particles, energy, x, not sampled.go_on, time_step, friction, seed)
+    sampled.drive(walkers)
     with interruptible_steps(sampled.left, progress, "flattened sampling") as steps:
         for round_ in sampled.rounds(steps):
             walkers.run(save_interval)
@@ -291,7 +304,8 @@ def flattened_sampling(
                     bias=bias.energy(frame).cpu().numpy(),
                     energies=walkers.energies.cpu().numpy(),
                 )
-    sampled.finish(save_interval)
+    sampled.finish()
+    sampled.require_frames(save_interval)
     positions, bias_energy, total = (np.concatenate(sampled.frames[k]) for k in ("positions", "bias", "energies"))
     metric = particles.log_metric(positions)
     return SamplingRun(
@@ -354,19 +368,11 @@ class _GrowingBias:
 
 
 def _walkers(
-    particles: Particles,
-    energy: BiasedEnergy,
-    start: Any,
-    n_walkers: int,
-    time_step: Any,
-    friction: float,
-    seed: int,
-    device: torch.device,
+    particles: Particles, energy: BiasedEnergy, start: Tensor, relaxed: bool, time_step: Any, friction: float, seed: int
 ) -> BatchedLangevin:
-    x = particles.start(start, n_walkers).to(device)
-    constraints = particles.constraints(x)
-    x = relax(energy.forces, x, constraints=constraints)
-    step, random = in_femtoseconds(time_step) / 1000, generator(seed, device)
+    constraints = particles.constraints(start)
+    x = relax(energy.forces, start, constraints=constraints) if relaxed else start
+    step, random = in_femtoseconds(time_step) / 1000, generator(seed, start.device)
     kT = particles.molecule.kT
     return BatchedLangevin(energy.forces, x, particles.masses, kT, step, friction, random, constraints)
 

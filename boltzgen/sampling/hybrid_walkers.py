@@ -38,11 +38,6 @@ class HybridWalkers(Walkers):
     accepted : (B,) tensor
         How many of them, by column.
 
-    Raises
-    ------
-    PotentialError
-        If a walker starts where its energy is not a finite number.
-
     References
     ----------
     Duane, Kennedy, Pendleton and Roweth, Phys. Lett. B 195, 216 (1987).
@@ -71,9 +66,37 @@ class HybridWalkers(Walkers):
             )
 
     def run(self, n_steps: int) -> None:
-        """As many whole trajectories as there are in so many steps."""
+        """Advance all walkers.
+
+        Raises
+        ------
+        PotentialError
+            If a walker has no finite energy to begin with, or the steps are not whole trajectories.
+        """
+        if n_steps % self._n_leapfrog:
+            raise PotentialError(f"{n_steps} steps are no whole trajectories of {self._n_leapfrog}")
+        lost = int((~torch.isfinite(self.energies)).sum())
+        if lost:
+            raise PotentialError(f"{lost} of {self.n_walkers} walkers have no finite energy to start from")
         for _ in range(n_steps // self._n_leapfrog):
             self._trajectory()
+
+    def acceptance(self) -> np.ndarray:
+        """Accepted share of the trajectories of each column (B,).
+
+        Raises
+        ------
+        PotentialError
+            If nothing was accepted, or nothing in a column where twenty trajectories and more should have been.
+        """
+        still, usual = self.accepted == 0, float(self.accepted.mean())
+        if bool(still.all()) or (usual > 20 and bool(still.any())):
+            stuck = int(still.sum())
+            raise PotentialError(
+                f"{stuck} of {self.n_walkers} walkers never moved in {self.attempted} trajectories with a time step of "
+                f"{1e3 * self._time_step:g} fs: use a shorter one, or shorter trajectories"
+            )
+        return np.asarray((self.accepted / self.attempted).cpu().numpy())
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"attempted": self.attempted, "accepted": self.accepted}
@@ -100,7 +123,9 @@ class HybridWalkers(Walkers):
             v -= (step if k < self._n_leapfrog - 1 else 0.5 * step) / self._mass * gradient
         after = energies.double() + self._kinetic(v)
         # An undefined energy is as good as an infinite one: the proposal is not accepted.
-        log_chance = ((before - after) / self._kT.double()).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+        log_chance = ((before - after) / self._kT.double()).nan_to_num(
+            nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf
+        )
         accepted = uniform[1].log() < log_chance
         self.attempted += 1
         self.accepted += accepted

@@ -20,7 +20,6 @@ from boltzgen.sampling.langevin import BatchedLangevin, heavy_hydrogens, layout_
 from boltzgen.sampling.particles import Particles
 from boltzgen.sampling.rounds import SamplingRounds, Spent
 from boltzgen.sampling.run import GAS_CONSTANT, SamplingRun, generator, in_femtoseconds, in_kelvin
-from boltzgen.sampling.walkers import Walkers
 
 __all__ = ["ReplicaExchange", "parallel_tempering"]
 
@@ -166,7 +165,7 @@ def parallel_tempering(
     time_step : Quantity or float
         fs. Bonds to hydrogen need 1 fs or less with the masses of the System.
     friction : float
-        1/ps.
+        1/ps; of Langevin dynamics alone.
     trajectory : int, optional
         Hybrid Monte Carlo in the place of Langevin dynamics, with trajectories of so many steps: each is accepted or
         rejected (Metropolis), so that frames have no error from the time step. `exchange_interval` must be a multiple.
@@ -187,8 +186,8 @@ def parallel_tempering(
         Show a progress bar, where the first Ctrl-C ends the sampling with the frames that there are; or wrap the rounds
         with this, which may end them early too.
     checkpoint : path-like, optional
-        File that the state is written to every minute and in the end, early or not. The same call goes on from it: on
-        one thread to the very frames of an unbroken run.
+        File that the state is written to every minute, and when the steps end, early or not (Ctrl-C without `progress`
+        loses what came since). The same call goes on from it, on one thread to the very frames of an unbroken run.
 
     Returns
     -------
@@ -201,6 +200,8 @@ def parallel_tempering(
         Settings that make no sense, a trajectory that blew up, or an end before the first frame.
     CheckpointError
         If the checkpoint is damaged, or of another run.
+    OutputError
+        If the checkpoint cannot be written.
     """
     if trajectory is not None:
         _check(trajectory=trajectory)
@@ -219,15 +220,8 @@ def parallel_tempering(
     forces = layout_forces(potential, device, torch.float32, n_steps * n_replicas * n_walkers)
     x = particles.start(start, n_walkers).to(device).repeat(1, 1, n_replicas)
     constraints = particles.constraints(x)
-    x = relax(forces, x, constraints=constraints)
-    kT = exchange.kT.to(device)
-    walkers: Walkers
-    if trajectory is None:
-        walkers = BatchedLangevin(forces, x, particles.masses, kT, step_fs / 1000, friction, random, constraints)
-    else:
-        if constraints is not None:
-            raise PotentialError("trajectory: hybrid Monte Carlo does not keep constraints; use Langevin dynamics")
-        walkers = HybridWalkers(forces, x, particles.masses, kT, step_fs / 1000, trajectory, random)
+    if trajectory is not None and constraints is not None:
+        raise PotentialError("trajectory: hybrid Monte Carlo does not keep constraints; use Langevin dynamics")
     n_rounds = max(n_steps // exchange_interval, 1)
     save_rounds = max(save_interval // exchange_interval, 1)
     n_saved = n_walkers * (n_replicas if all_temperatures else 1)
@@ -237,13 +231,23 @@ def parallel_tempering(
         "method": "parallel tempering",
         **settings,
         "temperatures": str(exchange.temperatures.tolist()),
+        "n_steps": n_steps,
         "time_step": step_fs,
         "save_interval": save_interval,
         "burn_in": burn_in,
         "seed": seed,
         "all_temperatures": all_temperatures,
     }
-    sampled = SamplingRounds(n_rounds, walkers, exchange, spent, checkpoint, identity)
+    sampled = SamplingRounds(n_rounds, spent, particles, checkpoint, identity, x, lambda x: forces(x)[0])
+    if not sampled.go_on:
+        x = relax(forces, x, constraints=constraints)
+    kT, masses, step = exchange.kT.to(device), particles.masses, step_fs / 1000
+    walkers: BatchedLangevin | HybridWalkers
+    if trajectory is None:
+        walkers = BatchedLangevin(forces, x, masses, kT, step, friction, random, constraints)
+    else:
+        walkers = HybridWalkers(forces, x, masses, kT, step, trajectory, random)
+    sampled.drive(walkers, exchange)
     with interruptible_steps(sampled.left, progress, "parallel tempering") as steps:
         for round_ in sampled.rounds(steps):
             walkers.run(exchange_interval)
@@ -252,12 +256,13 @@ def parallel_tempering(
             if round_ >= burn_in * n_rounds and (round_ + 1) % save_rounds == 0:
                 positions = particles.all_atoms(walkers.frames()[:n_saved]).cpu().numpy()
                 sampled.keep(positions=positions, energies=walkers.energies[:n_saved].cpu().numpy())
-    sampled.finish(exchange_interval)
+    sampled.finish()
+    sampled.require_frames(exchange_interval)
     kTs = GAS_CONSTANT * exchange.temperatures.numpy()
     replicas = _ensembles(particles, sampled.frames["positions"], sampled.frames["energies"], n_walkers, kTs)
-    ensemble, acceptance = replicas[0], {}
+    ensemble, accepted = replicas[0], np.zeros(0)
     if isinstance(walkers, HybridWalkers):
-        acceptance["acceptance"] = (walkers.accepted / walkers.attempted).reshape(-1, n_walkers).mean(1).tolist()
+        accepted = walkers.acceptance().reshape(-1, n_walkers).mean(1)
     return SamplingRun(
         ensemble=ensemble,
         method="parallel tempering" if trajectory is None else "parallel tempering, hybrid Monte Carlo",
@@ -272,7 +277,8 @@ def parallel_tempering(
         round_trips=exchange.round_trips if n_replicas > 1 else None,
         mass_metric=float(ensemble.log_weights.std()),
         replicas=replicas if all_temperatures else (),
-        settings=settings | acceptance,
+        move_acceptance=accepted,
+        settings=settings,
     )
 
 

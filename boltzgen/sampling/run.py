@@ -23,6 +23,7 @@ __all__ = [
     "in_kelvin",
 ]
 
+LEAST_ACCEPTED = 0.1  # below it walkers hardly move
 GAS_CONSTANT = 8.31446261815324e-3  # kJ/mol/K
 
 
@@ -50,6 +51,8 @@ class SamplingRun:
         K; of the replicas, the target first.
     swap_acceptance : (R - 1,) array
         Accepted share of the swaps between neighbouring temperatures.
+    move_acceptance : (R,) array
+        Accepted share of the trajectories at each temperature, of hybrid Monte Carlo; empty for dynamics.
     round_trips : int
         Number of times that a replica went from the lowest to the highest temperature and back, burn-in included.
     outside : float
@@ -74,6 +77,7 @@ class SamplingRun:
     seed: int
     temperatures: np.ndarray = field(default_factory=lambda: np.zeros(0))
     swap_acceptance: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    move_acceptance: np.ndarray = field(default_factory=lambda: np.zeros(0))
     round_trips: int | None = None
     outside: float = 0.0
     mass_metric: float = 0.0
@@ -91,6 +95,9 @@ class SamplingRun:
         """What the record of the run allows to claim; importance-sampling diagnostics do not apply to trajectories."""
         if self.round_trips == 0:
             return Verdict("do not use", "no replica has gone from the lowest to the highest temperature and back")
+        if len(self.move_acceptance) and self.move_acceptance.min() < LEAST_ACCEPTED:
+            least = self.move_acceptance.min()
+            return Verdict("do not use", f"only {least:.1%} of the trajectories were accepted: use a shorter time step")
         trips = "" if self.round_trips is None else f", {self.round_trips} round trips of replicas"
         reason = (
             f"{self.method}, {self.evaluations:.2g} evaluations{trips}; a mode that no walker has found is not seen"
@@ -122,6 +129,9 @@ class SamplingRun:
             lines.append(
                 f"temperatures {self.temperatures[0]:.0f}-{self.temperatures[-1]:.0f} K; accepted swaps {swaps}{trips}"
             )
+        if len(self.move_acceptance):
+            shares = ", ".join(f"{value:.2f}" for value in self.move_acceptance)
+            lines.append(f"accepted trajectories {shares}")
         if self.ended_early:
             lines.append(f"ended early, after {self.n_steps:,} steps of each walker")
         if self.outside:
