@@ -54,6 +54,22 @@ def test_equal_weights_give_what_pymbar_gives():
     assert abs(result.value - truth(4, 9)) < 2 * result.half_width
 
 
+def test_energies_of_many_samples_show_how_far_they_are(monkeypatch, capsys):
+    monkeypatch.setattr("boltzgen.progress.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("boltzgen.free_energy.perturbation.BATCH", 100)
+    first, second = boltzmann(4.0, 400, 0), boltzmann(9.0, 300, 1)
+    both = [first, second], [Harmonic(4.0), Harmonic(9.0)]
+    for estimate in (
+        lambda **options: fe.bar(first, second, *both[1], **options),
+        lambda **options: fe.mbar(*both, **options).difference(0, 1),
+        lambda **options: fe.perturb(first, Harmonic(9.0), **options),
+    ):
+        silent = estimate()
+        assert capsys.readouterr().err == ""
+        assert estimate(progress=True).value == silent.value
+        assert " left" in capsys.readouterr().err
+
+
 def test_two_generators_and_their_weights():
     makers = generators()
     first, second = makers[0].sample(20_000), makers[2].sample(20_000)

@@ -84,6 +84,8 @@ def bar(
     second: Ensemble,
     first_energy: Molecule | Potential | None = None,
     second_energy: Molecule | Potential | None = None,
+    *,
+    progress: bool = False,
 ) -> EnergyEstimate:
     """Free energy of the second ensemble's energy function minus that of the first, by Bennett's acceptance ratio.
 
@@ -95,6 +97,8 @@ def bar(
         Of the same atoms at the same temperature.
     first_energy, second_energy : Molecule or Potential, optional
         The energy functions; those of the ensembles' molecules if absent.
+    progress : bool
+        Show how many of the samples have been evaluated.
 
     Raises
     ------
@@ -107,7 +111,7 @@ def bar(
     sides = []
     for ensemble in pair:
         reduced = [
-            own_energies(ensemble, energy, ensemble is owner) / ensemble.kT
+            own_energies(ensemble, energy, ensemble is owner, progress) / ensemble.kT
             for owner, energy in zip(pair, (first_energy, second_energy), strict=True)
             for energy in [energy if energy is not None else owner.molecule]
         ]
@@ -128,13 +132,15 @@ def bar(
     )
 
 
-def own_energies(ensemble: Ensemble, energy: Molecule | Potential | None, is_own: bool) -> np.ndarray:
+def own_energies(
+    ensemble: Ensemble, energy: Molecule | Potential | None, is_own: bool, progress: bool = False
+) -> np.ndarray:
     """Energies (n,) in kJ/mol: those kept with the samples where the energy function is their own."""
     if is_own and ensemble.energies is not None:
         return ensemble.energies
     if energy is None:
         raise EstimateError("an energy function is needed: give a Potential, or ensembles that have a molecule")
-    return energies_under(energy, ensemble)
+    return energies_under(energy, ensemble, progress)
 
 
 def weigh_reference(generator: BoltzmannGenerator, reference: Ensemble) -> np.ndarray:

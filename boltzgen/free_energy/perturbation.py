@@ -11,6 +11,7 @@ import torch
 from boltzgen.diagnostics import effective_sample_fraction
 from boltzgen.errors import EstimateError
 from boltzgen.free_energy.estimate import EnergyEstimate, judged
+from boltzgen.progress import shown_steps
 from boltzgen.uncertainty import smooth_interval
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def perturb(
     interval: str = "delta",
     replicates: int = 1000,
     seed: int = 0,
+    progress: bool = False,
 ) -> Perturbation:
     """Free energy of another energy function minus that of the ensemble's own, at the same temperature and domain.
 
@@ -61,6 +63,8 @@ def perturb(
         On the same atoms in the same order.
     interval, replicates, seed
         As in `basin_free_energies`.
+    progress : bool
+        Show how many of the samples have been evaluated.
 
     Raises
     ------
@@ -76,7 +80,7 @@ def perturb(
     if ensemble.energies is None:
         raise EstimateError("a perturbation needs the energies of the samples, as a generator or a sampler keeps them")
     ensemble = ensemble.unbiased()
-    energies = energies_under(other, ensemble)
+    energies = energies_under(other, ensemble, progress)
     undefined = np.isnan(energies)
     here = ensemble.log_weights
     with np.errstate(invalid="ignore"):
@@ -117,15 +121,17 @@ def perturb(
     )
 
 
-def energies_under(other: Molecule | Potential, ensemble: Ensemble) -> np.ndarray:
+def energies_under(other: Molecule | Potential, ensemble: Ensemble, progress: bool = False) -> np.ndarray:
     """Energies (n,) in kJ/mol of the samples under any energy function, in float64; see `Potential`."""
     from boltzgen.energy import potential as choose_potential
 
     _check_constraints(other, ensemble)
     target = choose_potential(other) if hasattr(other, "topology") else other
     with torch.no_grad():
-        positions = torch.as_tensor(ensemble.positions)
-        return np.concatenate([target(part.double()).cpu().numpy() for part in positions.split(BATCH)])
+        parts = torch.as_tensor(ensemble.positions).split(BATCH)
+        steps = range(len(parts))
+        shown = shown_steps(steps, "energies of the samples") if progress else steps
+        return np.concatenate([target(parts[k].double()).cpu().numpy() for k in shown])
 
 
 def _check_constraints(other: Molecule | Potential, ensemble: Ensemble) -> None:
