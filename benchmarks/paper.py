@@ -2,7 +2,6 @@
 
     boltzgen reproduce NAME --out benchmarks/results/paper
     python benchmarks/paper_sizes.py --out benchmarks/results/paper
-    python benchmarks/paper_sizes.py --out benchmarks/results/paper --dashed 70000
     python benchmarks/paper.py
 
 Writes benchmarks/results/paper.json: for every experiment its command, settings, choices and findings, and the figures
@@ -19,7 +18,7 @@ from boltzgen.output_files import write_json
 from boltzgen.reproduce import EXPERIMENTS
 
 RESULTS = Path(__file__).resolve().parent / "results"
-NAMES = (*EXPERIMENTS, "dialanine-sizes", "dialanine-dashed")
+NAMES = (*EXPERIMENTS, "dialanine-sizes")
 
 
 def joined(folder: Path) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def refine_all(
             replace(settings.refinement, loss=kind.loss),
             lambda generator: measure(heavy, generator, data, n),
             checkpoint=checkpoint(f"seed{seed}-{kind.name}"),
-            identity={"seed": seed, "settings": str(settings)},
+            identity={"seed": seed, "settings": settings.trained},
         )
         say(f"{heavy.case.name}, seed {seed}: {describe(kind, curves[kind.name], heavy)}")
     return Refined(at_start, first_pulls(heavy, start, n), curves, generators)
@@ -267,7 +267,7 @@ def _pretrained(heavy: HeavyAtoms, settings: MoleculeSettings, seed: int, path: 
         path,
         generator,
         heavy.ensemble(heavy.data),
-        {"seed": seed, "settings": str(same)},
+        {"seed": seed, "settings": same.trained},
         n_steps=settings.pretraining_steps,
         batch_size=batch_size,
         learning_rate=settings.pretraining_rate,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from boltzgen.reproduce.curves import Refinement
 from boltzgen.reproduce.report import Choice
@@ -132,6 +132,11 @@ class MoleculeSettings:
     def sources(self) -> str:
         """All that the frames to train on depend on."""
         return f"{self.reference}, {self.data}, {self.data_share}"
+
+    @property
+    def trained(self) -> str:
+        """All that pre-training and refinements depend on: how their target is sampled is not part of it."""
+        return ", ".join(f"{one.name}={getattr(self, one.name)}" for one in fields(self) if one.name != "placed")
 
     def shortened(self, share: float) -> MoleculeSettings:
         """The same with a share of all steps and samples, to try whether it runs; it shows nothing then."""
