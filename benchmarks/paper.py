@@ -1,7 +1,7 @@
 """Join what `boltzgen reproduce` wrote for each experiment of the paper into one file, without the curves.
 
     boltzgen reproduce NAME --out benchmarks/results/paper
-    python benchmarks/paper_sizes.py --out benchmarks/results/paper
+    python benchmarks/paper_sizes.py dialanine --out benchmarks/results/paper
     python benchmarks/paper.py
 
 Writes benchmarks/results/paper.json: for every experiment its command, settings, choices and findings, and the figures
@@ -18,7 +18,7 @@ from boltzgen.output_files import write_json
 from boltzgen.reproduce import EXPERIMENTS
 
 RESULTS = Path(__file__).resolve().parent / "results"
-NAMES = (*EXPERIMENTS, "dialanine-sizes")
+NAMES = (*EXPERIMENTS, "butane-sizes", "dialanine-sizes")
 
 
 def joined(folder: Path) -> dict[str, Any]:
