@@ -374,7 +374,7 @@ def test_a_checkpoint_of_another_sampling_is_refused(name: str, tmp_path: Path) 
         "seed is 0 there and 1 here": partial(sampler, seed=1),
         "n_steps is 100 there and 200 here": partial(sampler, n_steps=200),
         "start is": partial(sampler, start=np.array(system.positions) * 1.5),
-        "temperature is 300.0 there and 600.0 here": partial(sampler.func, hot, *sampler.args[1:], **sampler.keywords),
+        "kT is": partial(sampler.func, hot, *sampler.args[1:], **sampler.keywords),
         "system is": partial(sampler.func, stiff, potential, *sampler.args[2:], **sampler.keywords),
         "energies of its start": partial(sampler.func, system, foreign, *sampler.args[2:], **sampler.keywords),
     }.items():

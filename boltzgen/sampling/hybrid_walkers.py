@@ -59,11 +59,6 @@ class HybridWalkers(Walkers):
         self._time_step, self._n_leapfrog = time_step, n_leapfrog
         self._mass = torch.from_numpy(np.asarray(masses, dtype=np.float64)).to(positions)[None, :, None]
         self._kT = torch.as_tensor(kT, dtype=positions.dtype, device=positions.device).expand(positions.shape[2])
-        lost = int((~torch.isfinite(self.energies)).sum())
-        if lost:
-            raise PotentialError(
-                f"{lost} of {len(self.energies)} walkers start without a finite energy: relax the start"
-            )
 
     def run(self, n_steps: int) -> None:
         """Advance all walkers.

@@ -16,7 +16,6 @@ from boltzgen.checkpoint_file import Checkpointed
 from boltzgen.energy.fingerprint import fingerprint
 from boltzgen.errors import CheckpointError, PotentialError
 from boltzgen.sampling.particles import Particles
-from boltzgen.sampling.run import in_kelvin
 from boltzgen.sampling.walkers import Walkers
 
 __all__ = ["NoFrameError", "SamplingRounds", "Spent", "Stateful", "digest"]
@@ -210,7 +209,7 @@ def _identity(particles: Particles, start: Tensor) -> dict[str, str]:
         system = ""
     return {
         "system": system,
-        "temperature": str(in_kelvin(molecule.temperature)),
+        "kT": str(molecule.kT),
         "target": particles.target,
         "start": digest(start.cpu().numpy()),
         "device": start.device.type,
