@@ -1,12 +1,13 @@
-"""A molecule with the paper's network and pre-training, and as many of its 100,000 iterations as are asked for.
+"""An experiment with the paper's network, and as many of its 100,000 iterations as are asked for.
 
     boltzgen reproduce dialanine --out FOLDER
     python benchmarks/paper_sizes.py dialanine --out FOLDER [--iterations 6000] [--seeds 0 1 2] [--only NAME]
 
-or butane. Reference, data, and the network for hydrogens are those of the scale "quick", from its checkpoints in the
-same folder; what L2+ should converge to, the shares with hydrogens at their minimum, is sampled seven times as long.
-Writes FOLDER/dialanine-sizes.json, .md and .png; Ctrl-C, then the same command goes on. With --only one refinement
-alone is brought to its end: several can run side by side once the first has done the pre-training.
+or butane; or beyond, which has the data of dialanine and takes iterations for internal coordinates too. Reference,
+data, and the network for hydrogens are those of the scale "quick", from its checkpoints in the same folder; what L2+
+should converge to with hydrogens at their minimum is sampled seven times as long. Writes FOLDER/NAME-sizes.json, .md
+and .png; Ctrl-C, then the same command goes on. With --only one refinement alone is brought to its end: several can run
+side by side once the first has done the pre-training.
 """
 
 from __future__ import annotations
@@ -14,63 +15,107 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from boltzgen.interrupts import RunInterrupted
 from boltzgen.output_files import write_bytes
-from boltzgen.reproduce import butane, dialanine
+from boltzgen.reproduce import beyond, butane, dialanine
 from boltzgen.reproduce.heavy_atoms import prepare
 from boltzgen.reproduce.molecule_curves import checkpoints_in, refine_all
 from boltzgen.reproduce.molecule_settings import MoleculeSettings
+from boltzgen.reproduce.report import Report
 
-SHARED = ("reference", "data", "network")
+DATA = ("reference", "data")
 LONGER = 7  # times the sampling of the target
 SCALE = "sizes"
-EXPERIMENTS = {"butane": (butane, butane.BUTANE), "dialanine": (dialanine, dialanine.DIALANINE)}
+MOLECULES = {"butane": (butane, butane.BUTANE), "dialanine": (dialanine, dialanine.DIALANINE)}
 
 
-def settings_of(quick: MoleculeSettings, paper: MoleculeSettings, iterations: int) -> MoleculeSettings:
-    """Sizes and pre-training of the paper, a sharper target, the rest as in the scale "quick"."""
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=[*MOLECULES, "beyond"])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--iterations", type=int, default=6000, help="with L2+ or the other losses, by Cartesian flows")
+    parser.add_argument("--internal", type=int, default=10_000, help="the same in internal coordinates, of beyond")
+    parser.add_argument("--pretraining", type=int, default=10_000, help="steps")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", metavar="NAME", help="of a refinement of a molecule")
+    options = parser.parse_args()
+    name, folder = options.experiment, options.out / SCALE
+    if options.only is not None:
+        only(options, folder, parser.error)
+        return
+    report = (
+        of_beyond(options, folder, parser.error) if name == "beyond" else of_molecule(options, folder, parser.error)
+    )
+    title = f"{report.title}, the paper's network"
+    replace(report, name=f"{name}-sizes", title=title).write(options.out, shlex.join(["python", *sys.argv]))
+
+
+def of_molecule(options: argparse.Namespace, folder: Path, refuse: Callable[[str], None]) -> Report:
+    """All refinements of butane or dialanine."""
+    module, _ = MOLECULES[options.experiment]
+    share_checkpoints(options.out, options.experiment, (*DATA, "network"), refuse)
+    return module.run(molecule_settings(options.experiment, options), options.seeds, folder, say, scale=SCALE)
+
+
+def of_beyond(options: argparse.Namespace, folder: Path, refuse: Callable[[str], None]) -> Report:
+    """Both generators with hydrogens from a flow."""
+    share_checkpoints(options.out, "dialanine", DATA, refuse)
+    quick = beyond.SETTINGS["quick"]
+    steps = {"internal": options.internal, "cartesian": options.iterations}
+    settings = replace(
+        quick,
+        molecule=molecule_settings("dialanine", options),
+        refinements={kind: beyond.refinement(n, quick.refinements[kind].learning_rate) for kind, n in steps.items()},
+    )
+    return beyond.run(settings, options.seeds, folder, say, scale=SCALE)
+
+
+def only(options: argparse.Namespace, folder: Path, refuse: Callable[[str], None]) -> None:
+    """One refinement of a molecule to its end, without a report."""
+    name = options.experiment
+    module, case = MOLECULES.get(name, (None, None))
+    names = [] if module is None else [kind.name for kind in module.CURVES]
+    if module is None or options.only not in names:
+        refuse(f"{name} has no refinement {options.only} for --only: {', '.join(names) or 'give it one seed instead'}")
+        return
+    share_checkpoints(options.out, name, (*DATA, "network"), refuse)
+    settings, kept = molecule_settings(name, options), checkpoints_in(folder, f"{name}-{SCALE}")
+    heavy = prepare(case, settings, kept, say)
+    for seed in options.seeds:
+        refine_all(heavy, settings, [kind for kind in module.CURVES if kind.name == options.only], seed, kept, say)
+
+
+def molecule_settings(name: str, options: argparse.Namespace) -> MoleculeSettings:
+    """The network of the paper, a sharper target, the rest as in the scale "quick"."""
+    quick, paper = (MOLECULES[name][0].SETTINGS[scale] for scale in ("quick", "paper"))
+    iterations = options.iterations
     return replace(
         quick,
         placed=replace(quick.placed, n_steps=LONGER * quick.placed.n_steps),
         n_rounds=paper.n_rounds,
         n_hidden=paper.n_hidden,
-        pretraining_steps=paper.pretraining_steps,
+        pretraining_steps=options.pretraining,
         refinement=replace(quick.refinement, n_steps=iterations, measure_every=max(1, iterations // 40)),
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("molecule", choices=EXPERIMENTS)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--iterations", type=int, default=6000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", metavar="NAME", help="of a refinement")
-    options = parser.parse_args()
-    name = options.molecule
-    module, case = EXPERIMENTS[name]
-    kinds = [kind for kind in module.CURVES if kind.name == options.only]
-    if options.only is not None and not kinds:
-        parser.error(f"--only {options.only}: give one of {', '.join(kind.name for kind in module.CURVES)}")
-    folder, say = options.out / SCALE, lambda line: print(line, flush=True)
-    kept, shared = checkpoints_in(folder, f"{name}-{SCALE}"), checkpoints_in(options.out, f"{name}-quick")
-    for part in SHARED:
+def share_checkpoints(out: Path, name: str, parts: Sequence[str], refuse: Callable[[str], None]) -> None:
+    """Copy those of the scale "quick", where they are not there yet."""
+    kept, shared = checkpoints_in(out / SCALE, f"{name}-{SCALE}"), checkpoints_in(out, f"{name}-quick")
+    for part in parts:
         if not shared(part).exists() and not kept(part).exists():
-            parser.error(f"there is no {shared(part)}: run `boltzgen reproduce {name} --out {options.out}` before")
+            refuse(f"there is no {shared(part)}: run `boltzgen reproduce {name} --out {out}` before")
         if not kept(part).exists():
             write_bytes(kept(part), shared(part).read_bytes())
-    settings = settings_of(module.SETTINGS["quick"], module.SETTINGS["paper"], options.iterations)
-    if options.only is None:
-        report = module.run(settings, options.seeds, folder, say, scale=SCALE)
-        title = f"{report.title}, the paper's network"
-        replace(report, name=f"{name}-sizes", title=title).write(options.out, shlex.join(["python", *sys.argv]))
-        return
-    heavy = prepare(case, settings, kept, say)
-    for seed in options.seeds:
-        refine_all(heavy, settings, kinds, seed, kept, say)
+
+
+def say(line: str) -> None:
+    """A line of progress."""
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from boltzgen.reproduce.dialanine import DIALANINE
 from boltzgen.reproduce.dialanine import SETTINGS as DIALANINE_SETTINGS
 from boltzgen.reproduce.heavy_atoms import MoleculeData, prepare_data
 from boltzgen.reproduce.hydrogen_bias import pretrained_on_data
-from boltzgen.reproduce.molecule_curves import MEASURE_SEED, checkpoints_in
+from boltzgen.reproduce.molecule_curves import MEASURE_SEED, checkpoints_in, pulls
 from boltzgen.reproduce.molecule_settings import MoleculeSettings
 from boltzgen.reproduce.report import Choice, Report
 from boltzgen.sampling import shipped_reference
@@ -33,7 +33,9 @@ __all__ = ["CLAIMS", "KINDS", "SETTINGS", "BeyondSettings", "first_reaching", "r
 
 KINDS = {"internal": "internal coordinates", "cartesian": "Cartesian coordinates"}
 CONVERGED = 0.25  # of the true share
+MEASURED = {"minor": "minor %", "raised": "% of (r - K)_+", "reweighted": "reweighted %", "ess": "ESS %"}
 N_POINTS = 40  # of a curve
+BATCH_SIZE = 256  # of all trainings
 
 
 @dataclass(frozen=True)
@@ -44,36 +46,43 @@ class BeyondSettings:
     ----------
     molecule : MoleculeSettings
         Its data, the sizes of the Cartesian flow, and the pre-training of either generator.
-    n_steps, n_measured : int
-        Of the refinements with L2+.
-    learning_rates : {kind: float}
-        Of these, to zero on a cosine. A Cartesian flow needs smaller steps than one in internal coordinates.
+    refinements : {kind: Refinement}
+        A Cartesian flow needs smaller steps than one in internal coordinates.
+    n_measured : int
+        Samples of a point.
     """
 
     molecule: MoleculeSettings
-    n_steps: int
+    refinements: Mapping[str, Refinement]
     n_measured: int
-    learning_rates: Mapping[str, float]
-
-    @property
-    def batch_size(self) -> int:
-        """Evaluations of a step."""
-        return self.molecule.refinement.batch_size
-
-    def refinement(self, kind: str) -> Refinement:
-        """That of a generator."""
-        rate, every = self.learning_rates[kind], max(1, self.n_steps // N_POINTS)
-        return Refinement("l2+", self.n_steps, self.batch_size, rate, measure_every=every, learning_rate_end=0.0)
 
     def shortened(self, share: float) -> BeyondSettings:
         """The same with a share of all steps and samples, to try whether it runs; it shows nothing then."""
-        n_steps, n_measured = max(4, round(share * self.n_steps)), max(100, round(share * self.n_measured))
-        return replace(self, molecule=self.molecule.shortened(share), n_steps=n_steps, n_measured=n_measured)
+        refinements = {
+            kind: replace(one, n_steps=max(4, round(share * one.n_steps)), measure_every=1)
+            for kind, one in self.refinements.items()
+        }
+        n_measured = max(100, round(share * self.n_measured))
+        return replace(self, molecule=self.molecule.shortened(share), refinements=refinements, n_measured=n_measured)
+
+
+def refinement(n_steps: int, learning_rate: float) -> Refinement:
+    """With L2+, the learning rate to zero on a cosine."""
+    every = max(1, n_steps // N_POINTS)
+    return Refinement("l2+", n_steps, BATCH_SIZE, learning_rate, measure_every=every, learning_rate_end=0.0)
 
 
 SETTINGS = {
-    "quick": BeyondSettings(DIALANINE_SETTINGS["quick"], 2000, 10_000, {"internal": 1e-3, "cartesian": 3e-5}),
-    "paper": BeyondSettings(DIALANINE_SETTINGS["paper"], 100_000, 10_000, {"internal": 1e-3, "cartesian": 1e-4}),
+    "quick": BeyondSettings(
+        DIALANINE_SETTINGS["quick"],
+        {"internal": refinement(2000, 1e-3), "cartesian": refinement(2000, 3e-5)},
+        n_measured=10_000,
+    ),
+    "paper": BeyondSettings(
+        DIALANINE_SETTINGS["paper"],
+        {"internal": refinement(100_000, 1e-3), "cartesian": refinement(100_000, 1e-4)},
+        n_measured=10_000,
+    ),
 }
 
 CLAIMS = (
@@ -143,7 +152,7 @@ def run(
                 f"beyond, seed {seed}, {kind}: minor mode {minor[0]:.2f} -> {minor[-1]:.2f} %, "
                 f"ESS {ess[0]:.1f} -> {ess[-1]:.1f} %"
             )
-    figures = {seed: _figures(some, true, settings.batch_size) for seed, some in curves.items()}
+    figures = {seed: _figures(some, true) for seed, some in curves.items()}
     return Report(
         name="beyond",
         title="Beyond the paper: hydrogens from a flow, and internal coordinates",
@@ -157,7 +166,7 @@ def run(
             "figures": {str(seed): dict(values) for seed, values in figures.items()},
             "curves": {str(seed): {k: c.as_dict() for k, c in some.items()} for seed, some in curves.items()},
         },
-        draw=partial(draw, curves, true, KINDS, settings.batch_size),
+        draw=partial(draw, curves, true, KINDS, BATCH_SIZE),
         notes=[
             "Percentages are of the samples as generated, without weights. The Cartesian generator has the alignment "
             "penalty in its target, whose factor its true share contains. Evaluations and seconds are those of the "
@@ -184,13 +193,13 @@ def _curve(
         data.molecule, data.potential, coordinates=kind, hydrogens="flow", config=config, seed=seed
     )
     path = checkpoint(f"seed{seed}-{kind}-pretrained")
-    pretrained_on_data(data, generator, sizes.pretraining_steps, settings.batch_size, seed, path)
+    pretrained_on_data(data, generator, sizes.pretraining_steps, BATCH_SIZE, seed, path)
     return refine(
         generator,
-        settings.refinement(kind),
+        settings.refinements[kind],
         lambda other: _measure(other, data, settings.n_measured),
         checkpoint=checkpoint(f"seed{seed}-{kind}"),
-        identity={"seed": seed, "settings": str(settings)},
+        identity={"seed": seed, "settings": sizes.trained, "n_measured": settings.n_measured},
     )[0]
 
 
@@ -198,10 +207,13 @@ def _measure(generator: BoltzmannGenerator, data: MoleculeData, n: int) -> dict[
     with torch.no_grad():
         positions, log_q = generator.flow.sample_and_log_prob(n, torch.Generator().manual_seed(MEASURE_SEED))
         ensemble: Ensemble = generator.weigh(positions, log_q)
-    inside = DIALANINE.modes["minor"](torch.as_tensor(ensemble.positions[:, data.atoms])).numpy()
+    inside = DIALANINE.modes["minor"](torch.as_tensor(ensemble.positions[:, data.atoms]))
+    log_ratio = torch.as_tensor(ensemble.log_weights)
+    possible = torch.isfinite(log_ratio)
     return {
-        "minor": 100 * float(inside.mean()),
-        "reweighted": 100 * float(ensemble.unbiased().weights @ inside),
+        "minor": 100 * float(inside.double().mean()),
+        "raised": pulls(log_ratio[possible], inside[possible])["l2+"],
+        "reweighted": 100 * float(ensemble.unbiased().weights @ inside.numpy()),
         "ess": 100 * ensemble.ess_fraction,
     }
 
@@ -215,20 +227,20 @@ def _true_shares(data: MoleculeData, settings: BeyondSettings) -> dict[str, floa
     return {"internal": true, "cartesian": true * penalised / plain if plain else true}
 
 
-def _figures(curves: Mapping[str, Curve], true: Mapping[str, float], batch_size: int) -> Figures:
+def _figures(curves: Mapping[str, Curve], true: Mapping[str, float]) -> Figures:
     """The figures of one seed that the claims look at."""
     common = max(curves["cartesian"].values["ess"])
     values = {"common": common}
     for kind, curve in curves.items():
         step = first_reaching(curve, common)
         values |= {kind: curve.late("minor"), f"{kind}.start": curve.values["minor"][0], f"{kind}.true": true[kind]}
-        values[f"{kind}.evaluations"] = math.nan if step is None else step * batch_size
+        values[f"{kind}.evaluations"] = math.nan if step is None else step * BATCH_SIZE
         values[f"{kind}.seconds"] = math.nan if step is None else curve.seconds * step / curve.steps[-1]
     return values
 
 
 def _choices(settings: BeyondSettings) -> list[Choice]:
-    molecule, rates = settings.molecule, settings.learning_rates
+    molecule, internal, cartesian = settings.molecule, *(settings.refinements[kind] for kind in KINDS)
     return [
         Choice("data, temperature, force field", "", "those of the experiment dialanine"),
         Choice(
@@ -245,9 +257,10 @@ def _choices(settings: BeyondSettings) -> list[Choice]:
         Choice(
             "training",
             "",
-            f"KL_z on the data for {molecule.pretraining_steps:,} steps, then L2+ for {settings.n_steps:,} with "
-            f"learning rates of {rates['internal']:g} (internal) and {rates['cartesian']:g} (Cartesian), to zero on a "
-            f"cosine; batches of {settings.batch_size}, {settings.n_measured:,} samples a point",
+            f"KL_z on the data for {molecule.pretraining_steps:,} steps, then L2+ for {internal.n_steps:,} (internal) "
+            f"and {cartesian.n_steps:,} (Cartesian) with learning rates of {internal.learning_rate:g} and "
+            f"{cartesian.learning_rate:g}, to zero on a cosine; batches of {BATCH_SIZE}, {settings.n_measured:,} "
+            "samples a point",
         ),
         Choice(
             "outside the domain",
@@ -261,9 +274,9 @@ def _table(curves: Mapping[int, Mapping[str, Curve]]) -> str:
     rows = []
     for seed, some in curves.items():
         for kind, curve in some.items():
-            cells = [f"{curve.values[name][at]:.2f}" for name in ("minor", "reweighted", "ess") for at in (0, -1)]
+            cells = [f"{curve.values[name][at]:.2f}" for name in MEASURED for at in (0, -1)]
             rows.append(
                 (KINDS[kind], str(seed), *cells, f"{curve.seconds:.0f}", f"{curve.skipped}", curve.failed or "")
             )
-    heads = [f"{what} {when}" for what in ("minor %", "reweighted %", "ESS %") for when in ("start", "end")]
+    heads = [f"{what} {when}" for what in MEASURED.values() for when in ("start", "end")]
     return markdown_table(("generator", "seed", *heads, "seconds", "steps left out", "failed"), rows)

@@ -33,6 +33,7 @@ __all__ = [
     "measure",
     "oriented_data",
     "pull_table",
+    "pulls",
     "refine_all",
 ]
 
@@ -143,24 +144,36 @@ def first_pulls(heavy: HeavyAtoms, start: BoltzmannGenerator, n: int) -> dict[st
     Returns
     -------
     {mode: {"samples", "l2+", "kl-z-df"}}
-        Percent of the samples; of ``(r - K)_+``, the weights of L2+; and of p / q, those of data-free KL_z. With the
-        caps that the losses have, and the penalty of the refinement.
+        See `pulls`. With the caps that the losses have, and the penalty of the refinement.
     """
     with torch.no_grad():
         x, log_q = start.flow.sample_and_log_prob(n, torch.Generator().manual_seed(MEASURE_SEED))
         reduced = start.reduced_energy(x)
     valid = torch.isfinite(reduced) & torch.isfinite(log_q)
     log_ratio = (-soft_cap(reduced[valid]) - log_q[valid]).double()
+    return {name: pulls(log_ratio, mode(x[valid])) for name, mode in heavy.case.modes.items()}
+
+
+def pulls(log_ratio: Tensor, inside: Tensor) -> dict[str, float]:
+    """What a mode has of the samples, and of the weights with which losses raise log q at them.
+
+    Parameters
+    ----------
+    log_ratio : (B,) tensor
+        r = log p - log q at samples of the generator, finite.
+    inside : (B,) bool tensor
+
+    Returns
+    -------
+    {"samples", "l2+", "kl-z-df"}
+        Percent of the samples; of ``(r - K)_+``, K being the mean of r (equation 15); and of p / q (equation 7).
+    """
     weights = {
         "samples": torch.ones_like(log_ratio),
         "l2+": (log_ratio - log_ratio.mean()).clamp(min=0),
         "kl-z-df": torch.softmax(log_ratio, 0),
     }
-    inside = {name: mode(x[valid]) for name, mode in heavy.case.modes.items()}
-    return {
-        name: {what: 100 * float(w[rows].sum() / w.sum()) for what, w in weights.items()}
-        for name, rows in inside.items()
-    }
+    return {what: 100 * float(w[inside].sum() / w.sum()) for what, w in weights.items()}
 
 
 def pull_table(refined: Mapping[int, Refined]) -> str:
