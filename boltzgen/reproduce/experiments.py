@@ -40,6 +40,7 @@ _ALL = (
     Experiment("double-well", "boltzgen.reproduce.double_well", "figure 1: which losses keep the minor mode"),
     Experiment("butane", "boltzgen.reproduce.butane", "figure 2: KL_x spreads and loses the gauche modes"),
     Experiment("dialanine", "boltzgen.reproduce.dialanine", "figures 3 to 5: which losses keep the minor mode"),
+    Experiment("hydrogens", "boltzgen.reproduce.hydrogens", "what hydrogens at their minimum change; equation 32"),
     Experiment("beyond", "boltzgen.reproduce.beyond", "hydrogens from a flow; internal beside Cartesian coordinates"),
     Experiment(
         "propositions",

@@ -144,14 +144,27 @@ class Frames:
         log_weights : (n,) array, optional
             Added to those of the frames.
         """
-        total_weights = self.log_weights if log_weights is None else self.log_weights + log_weights
-        weights = np.exp(total_weights - total_weights.max())
+        share, deviations = self.deviations(inside, log_weights)
+        return Share(100 * share, 100 * self.error(deviations))
+
+    def change(self, inside: Array, log_weights: Array) -> Share:
+        """By how much further weights change a share, with the standard error of the difference; as `share`."""
+        (before, without), (after, weighted) = (self.deviations(inside, more) for more in (None, log_weights))
+        return Share(100 * (after - before), 100 * self.error(weighted - without))
+
+    def deviations(self, inside: Array, log_weights: Array | None = None) -> tuple[float, Array]:
+        """The weighted share, and what every frame adds to its deviation: ``w (inside - share) / sum(w)``, (n,)."""
+        total = self.log_weights if log_weights is None else self.log_weights + log_weights
+        weights = np.exp(total - total.max())
+        weights /= weights.sum()
+        share = float(weights @ inside)
+        return share, weights * (inside - share)
+
+    def error(self, deviations: Array) -> float:
+        """Standard error of something that every frame adds ``deviations`` (n,) to, from independent ladders."""
         _, ladder = np.unique(self.groups, return_inverse=True)
-        total, part = np.bincount(ladder, weights), np.bincount(ladder, weights * inside)
-        share = part.sum() / total.sum()
-        n = len(total)
-        error = np.sqrt(n / max(n - 1, 1) * np.square(part - share * total).sum()) / total.sum()
-        return Share(100 * float(share), 100 * float(error))
+        sums = np.bincount(ladder, deviations)
+        return float(np.sqrt(len(sums) / max(len(sums) - 1, 1) * np.square(sums).sum()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,11 @@
-"""What hydrogens at their energy minimum do to the populations: three estimates from samples, by appendix E and by h.
+"""What hydrogens at their energy minimum do to the populations: estimates from samples, by appendix E and by Z_H.
 
 Samples x = (x_C, x_H) of the Boltzmann distribution become samples of exp(-U(h(x_C))/kT) on the heavy atoms with the
 weights ``exp(-U(h(x_C))/kT) Z_B / int exp(-U(x)/kT) dx_H``. Equation 32 of the paper puts exp(-U(x)/kT) in the place of
 the integral. For harmonic hydrogens the mean of exp((U(x) - U(h(x_C)))/kT) over the Boltzmann distribution is the
 volume of the hydrogens' space, which is infinite: the estimate is that of its few largest weights, and does not
-converge. `boltzgen.placement.with_placed_hydrogens` divides by a density of the hydrogens instead.
+converge. `boltzgen.placement.with_placed_hydrogens` divides by a density of the hydrogens instead, and
+`harmonic_weights` take the integral at its minimum, as of a quadratic function.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from boltzgen.diagnostics import effective_sample_fraction
 from boltzgen.flows.molecular import GeneratorConfig
@@ -22,9 +24,22 @@ from boltzgen.placement import hydrogen_density, with_placed_hydrogens
 from boltzgen.reproduce.curves import kept_pretraining
 from boltzgen.reproduce.heavy_atoms import Array, HeavyAtoms, MoleculeData, Share
 
-__all__ = ["Estimate", "equation_32", "internal_generator", "pretrained_on_data", "with_partition_function"]
+__all__ = [
+    "Estimate",
+    "equation_32",
+    "equation_32_weights",
+    "estimate",
+    "harmonic_weights",
+    "internal_generator",
+    "partition_function_weights",
+    "pretrained_on_data",
+    "thinned",
+    "with_partition_function",
+]
 
 N_FRAMES = 4000
+HESSIANS = 1000  # at once
+DIFFERENCE = 1e-4  # nm
 
 
 @dataclass(frozen=True)
@@ -50,37 +65,93 @@ class Estimate:
 
 
 def equation_32(heavy: HeavyAtoms, strength: float = 0.0) -> Estimate:
-    """Shares by the weights exp((U(x) - U(h(x_C)))/kT) of the paper.
+    """Shares by the weights of `equation_32_weights`.
 
     Parameters
     ----------
     strength : float
         Of an alignment penalty in the target, nm^-2.
+    """
+    rows = thinned(heavy, N_FRAMES)
+    return estimate(heavy, rows, equation_32_weights(heavy, rows), strength)
+
+
+def with_partition_function(heavy: HeavyAtoms, internal: BoltzmannGenerator, strength: float = 0.0) -> Estimate:
+    """Shares by the weights of `partition_function_weights`; parameters as there and of `equation_32`."""
+    rows = thinned(heavy, N_FRAMES)
+    return estimate(heavy, rows, partition_function_weights(heavy, rows, internal), strength)
+
+
+def equation_32_weights(heavy: HeavyAtoms, rows: Array) -> Array:
+    """Log of exp((U(x) - U(h(x_C)))/kT), the weights of the paper, (n,).
+
+    Parameters
+    ----------
+    rows : (n,) int array
+        Of ``heavy.true``.
 
     References
     ----------
     Felardos, Hénin, Charpiat (2022), equation 32.
     """
-    rows = _rows(heavy)
     frames = heavy.true.rows(rows)
     placed = heavy.placed(heavy.heavy(frames).double()).numpy()
-    return _estimate(heavy, rows, (frames.energies - placed) / heavy.kT, strength)
+    return np.asarray((frames.energies - placed) / heavy.kT)
 
 
-def with_partition_function(heavy: HeavyAtoms, internal: BoltzmannGenerator, strength: float = 0.0) -> Estimate:
-    """Shares by the weights exp((U(x) - U(h(x_C)))/kT) q(x_H | x_C), whose expectations are finite.
+def partition_function_weights(heavy: HeavyAtoms, rows: Array, internal: BoltzmannGenerator) -> Array:
+    """Log of exp((U(x) - U(h(x_C)))/kT) q(x_H | x_C), whose expectations are finite, (n,).
 
     Parameters
     ----------
+    rows : (n,) int array
+        Of ``heavy.true``.
     internal : BoltzmannGenerator
         Its flow of hydrogens is q.
-    strength : float
-        Of an alignment penalty in the target, nm^-2.
     """
-    rows = _rows(heavy)
     ensemble = heavy.ensemble(heavy.true.rows(rows), whole=True)
     after = with_placed_hydrogens(heavy.placement, ensemble, hydrogen_density(internal))
-    return _estimate(heavy, rows, after.log_weights - ensemble.log_weights, strength)
+    return np.asarray(after.log_weights - ensemble.log_weights)
+
+
+def harmonic_weights(heavy: HeavyAtoms, rows: Array) -> Array:
+    """Log of exp(-U(h(x_C))/kT) / Z_H(x_C) with the Z_H of harmonic hydrogens, up to a constant: log det(H) / 2, (n,).
+
+    H is the matrix of second derivatives of U by the hydrogens at their minimum, by differences of forces. What is left
+    out is how far hydrogens, above all turning methyls, are from harmonic.
+
+    Parameters
+    ----------
+    rows : (n,) int array
+        Of ``heavy.true``.
+
+    Returns
+    -------
+    (n,) array
+        NaN where a second derivative is not positive: the hydrogens are not near enough to a minimum, or turn freely.
+    """
+    hydrogens = np.setdiff1d(np.arange(heavy.true.positions.shape[1]), heavy.atoms)
+    halves = []
+    for part in np.array_split(rows, max(1, len(rows) // HESSIANS)):
+        placed = heavy.placed.all_atoms(heavy.heavy(heavy.true.rows(part)).double()).double()
+        columns = []
+        for atom in hydrogens:
+            for axis in range(3):
+                step = torch.zeros_like(placed)
+                step[:, atom, axis] = DIFFERENCE
+                ahead, behind = (heavy.potential.energy_and_forces(placed + s)[1] for s in (step, -step))
+                columns.append((behind - ahead)[:, hydrogens].flatten(1) / (2 * DIFFERENCE))
+        matrix = torch.stack(columns, 1)
+        curvatures = torch.linalg.eigvalsh(matrix + matrix.mT)
+        halves.append(torch.where((curvatures > 0).all(1), curvatures.abs().log().sum(1) / 2, torch.nan))
+    return torch.cat(halves).numpy()
+
+
+def thinned(heavy: HeavyAtoms, n: int, number: int = 0) -> Array:
+    """Rows of ``heavy.true``, n of them evenly spread; other ones for another number, as far as there are enough."""
+    total = len(heavy.true.energies)
+    n = min(n, total)
+    return np.unique(((np.arange(n) * total) // n + number) % total)
 
 
 def internal_generator(
@@ -121,12 +192,18 @@ def pretrained_on_data(
     return generator
 
 
-def _rows(heavy: HeavyAtoms) -> Array:
-    n = len(heavy.true.energies)
-    return np.unique(np.linspace(0, n - 1, min(N_FRAMES, n)).astype(int))
+def estimate(heavy: HeavyAtoms, rows: Array, log_weights: Array, strength: float = 0.0) -> Estimate:
+    """Shares from frames with weights.
 
-
-def _estimate(heavy: HeavyAtoms, rows: Array, log_weights: Array, strength: float) -> Estimate:
+    Parameters
+    ----------
+    rows : (n,) int array
+        Of ``heavy.true``.
+    log_weights : (n,) array
+        Added to those that the frames have.
+    strength : float
+        Of an alignment penalty in the target, nm^-2.
+    """
     frames, penalty = heavy.true.rows(rows), heavy.penalty(strength)
     atoms = heavy.heavy(frames)
     if penalty is not None:
