@@ -4,12 +4,12 @@ Samples x = (x_C, x_H) of the Boltzmann distribution become samples of exp(-U(h(
 weights ``exp(-U(h(x_C))/kT) Z_B / int exp(-U(x)/kT) dx_H``. Equation 32 of the paper puts exp(-U(x)/kT) in the place of
 the integral. For harmonic hydrogens the mean of exp((U(x) - U(h(x_C)))/kT) over the Boltzmann distribution is the
 volume of the hydrogens' space, which is infinite: the estimate is that of its few largest weights, and does not
-converge. `boltzgen.placement.with_placed_hydrogens` divides by a density of the hydrogens instead, and
-`harmonic_weights` take the integral at its minimum, as of a quadratic function.
+converge. Here the integral is taken from draws of a trained flow of the hydrogens, or as that of a quadratic function.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from boltzgen.diagnostics import effective_sample_fraction
 from boltzgen.flows.molecular import GeneratorConfig
 from boltzgen.generator import BoltzmannGenerator
-from boltzgen.placement import hydrogen_density, with_placed_hydrogens
+from boltzgen.placement import hydrogen_density
 from boltzgen.reproduce.curves import kept_pretraining
 from boltzgen.reproduce.heavy_atoms import Array, HeavyAtoms, MoleculeData, Share
 
@@ -38,7 +38,9 @@ __all__ = [
 ]
 
 N_FRAMES = 4000
-HESSIANS = 1000  # at once
+AT_ONCE = 500  # frames
+DRAWS = 64  # for each Z_H
+DRAW_SEED = 19
 DIFFERENCE = 1e-4  # nm
 
 
@@ -100,7 +102,7 @@ def equation_32_weights(heavy: HeavyAtoms, rows: Array) -> Array:
 
 
 def partition_function_weights(heavy: HeavyAtoms, rows: Array, internal: BoltzmannGenerator) -> Array:
-    """Log of exp((U(x) - U(h(x_C)))/kT) q(x_H | x_C), whose expectations are finite, (n,).
+    """Log of exp(-U(h(x_C))/kT) / Z_H(x_C), (n,), with Z_H from draws of the hydrogens: the mean of exp(-U/kT) / q.
 
     Parameters
     ----------
@@ -109,9 +111,15 @@ def partition_function_weights(heavy: HeavyAtoms, rows: Array, internal: Boltzma
     internal : BoltzmannGenerator
         Its flow of hydrogens is q.
     """
-    ensemble = heavy.ensemble(heavy.true.rows(rows), whole=True)
-    after = with_placed_hydrogens(heavy.placement, ensemble, hydrogen_density(internal))
-    return np.asarray(after.log_weights - ensemble.log_weights)
+    atoms = heavy.heavy(heavy.true.rows(rows))
+    density, rng = hydrogen_density(internal), torch.Generator().manual_seed(DRAW_SEED)
+    log_z = []
+    for part in atoms.to(next(internal.flow.parameters())).split(AT_ONCE):
+        with torch.no_grad():
+            drawn, log_q = density.sample(part.repeat_interleave(DRAWS, 0), rng)
+            log_ratio = -heavy.potential(drawn.double()) / heavy.kT - log_q.double()
+        log_z.append(log_ratio.nan_to_num(nan=-torch.inf).reshape(-1, DRAWS).logsumexp(1))
+    return (-heavy.placed(atoms.double()) / heavy.kT - torch.cat(log_z) + math.log(DRAWS)).numpy()
 
 
 def harmonic_weights(heavy: HeavyAtoms, rows: Array) -> Array:
@@ -132,7 +140,7 @@ def harmonic_weights(heavy: HeavyAtoms, rows: Array) -> Array:
     """
     hydrogens = np.setdiff1d(np.arange(heavy.true.positions.shape[1]), heavy.atoms)
     halves = []
-    for part in np.array_split(rows, max(1, len(rows) // HESSIANS)):
+    for part in np.array_split(rows, max(1, len(rows) // AT_ONCE)):
         placed = heavy.placed.all_atoms(heavy.heavy(heavy.true.rows(part)).double()).double()
         columns = []
         for atom in hydrogens:

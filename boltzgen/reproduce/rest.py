@@ -1,0 +1,86 @@
+"""Where a training with L2+ comes to rest: what a mode has of the samples, and of what the loss raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from boltzgen.generator import BoltzmannGenerator
+from boltzgen.reproduce.heavy_atoms import Share
+from boltzgen.training import soft_cap
+
+__all__ = ["Rest", "rest"]
+
+SEED = 20
+BAD = 10.0  # of r below its median
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What a mode has of a generator; standard errors from batches.
+
+    The expected gradient of L2+ moves mass from a mode that has more of the samples than of (r - K)_+ to one that has
+    less. It vanishes where the shares are equal, which is where p = q only if q can be p.
+
+    Attributes
+    ----------
+    samples, raised, reweighted : Share
+        Of the samples as generated, of (r - K)_+ with the batch means K as in training, and of p / q.
+    bad, bad_elsewhere : float
+        Percent of the samples in the mode, and of all others, whose r is more than 10 below the median of all.
+    """
+
+    samples: Share
+    raised: Share
+    reweighted: Share
+    bad: float
+    bad_elsewhere: float
+
+    def __str__(self) -> str:
+        return f"{self.samples} of the samples, {self.raised} of (r - K)_+, {self.reweighted} with weights"
+
+
+def rest(generator: BoltzmannGenerator, mode: Callable[[Tensor], Tensor], n: int, batch_size: int) -> Rest:
+    """What a mode has, from n samples.
+
+    Parameters
+    ----------
+    generator : BoltzmannGenerator
+    mode : callable
+        From positions (B, N, 3) to (B,) bool.
+    n, batch_size : int
+        Batches as in training, whose means K are.
+    """
+    rng = torch.Generator(device=generator.device).manual_seed(SEED)
+    ratios, insides, weights = [], [], []
+    for _ in range(max(2, n // batch_size)):
+        with torch.no_grad():
+            x, log_q = generator.flow.sample_and_log_prob(batch_size, rng)
+            reduced = generator.reduced_energy(x).double()
+        insides.append(mode(x))
+        ratios.append((-soft_cap(reduced) - log_q).cpu())
+        weights.append((-reduced - log_q).cpu())
+    inside, ratio, weight = torch.stack(insides).cpu(), torch.stack(ratios), torch.stack(weights)
+    possible = torch.isfinite(ratio)  # the others have weight zero, and no part in the loss
+    ratio = ratio.masked_fill(~possible, 0.0)
+    means = ratio.sum(1, keepdim=True) / possible.sum(1, keepdim=True).clamp(min=1)
+    bad = ~possible | (ratio < ratio[possible].median() - BAD)
+    share = lambda w: _share(w * inside, w)
+    return Rest(
+        samples=share(torch.ones_like(ratio)),
+        raised=share((ratio - means).clamp(min=0) * possible),
+        reweighted=share((weight - weight[possible].max()).exp() * possible),
+        bad=100 * float(bad[inside].double().mean()),
+        bad_elsewhere=100 * float(bad[~inside].double().mean()),
+    )
+
+
+def _share(part: Tensor, whole: Tensor) -> Share:
+    """Of sums (batches, n), with the error of a ratio."""
+    a, b = part.sum(1), whole.sum(1)
+    value, n = a.sum() / b.sum(), len(a)
+    error = ((a - value * b).square().sum() * n / (n - 1)).sqrt() / b.sum()
+    return Share(100 * float(value), 100 * float(error))
