@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from boltzgen.ensemble import Ensemble
 from boltzgen.flows.molecular import GeneratorConfig
@@ -150,17 +151,15 @@ def run(
     """
     checkpoint = checkpoints_in(folder, f"beyond-{scale}")
     data = prepare_data(DIALANINE, settings.molecule, checkpoints_in(folder, f"dialanine-{scale}"), say)
-    true, minor = _true_shares(data, settings), DIALANINE.modes["minor"]
+    true = _true_shares(data, settings)
     curves: dict[int, dict[str, Curve]] = {}
     rests: dict[int, dict[str, Rest]] = {}
     for seed in seeds:
         curves[seed], rests[seed] = {}, {}
         for kind in KINDS:
             curve, generator = _refined(data, settings, kind, seed, checkpoint)
-            curves[seed][kind], rests[seed][kind] = (
-                curve,
-                rest(generator, lambda x: minor(x[:, data.atoms]), settings.n_rest, BATCH_SIZE),
-            )
+            curves[seed][kind] = curve
+            rests[seed][kind] = rest(generator, partial(_in_minor, data), settings.n_rest, BATCH_SIZE)
             minor, ess = curve.values["minor"], curve.values["ess"]
             say(
                 f"beyond, seed {seed}, {kind}: minor mode {minor[0]:.2f} -> {minor[-1]:.2f} %, "
@@ -186,12 +185,17 @@ def run(
             "Percentages are of the samples as generated, without weights. The Cartesian generator has the alignment "
             "penalty in its target, whose factor its true share contains. Evaluations and seconds are those of the "
             "refinement; either generator was pre-trained on the same data, which takes no evaluation.",
-            "L2+ moves mass from a mode with more of the samples than of (r - K)_+ to one with less, and rests where the "
-            "two are equal. That is where p = q only if q can be p: a mode that q fits worse than the rest has larger "
-            "(r - K)_+ beside its bad samples, and keeps more mass than it should. Weights mend that.",
+            "L2+ moves mass from a mode with more of the samples than of (r - K)_+ to one with less, and rests where "
+            "the two are equal. That is where p = q only if q can be p: a mode that q fits worse than the rest has "
+            "larger (r - K)_+ beside its bad samples, and keeps more mass than it should. Weights mend that.",
         ],
         tables={"Refinements": _table(curves), "Where L2+ rests: the minor mode in the end": _rest_table(rests, true)},
     )
+
+
+def _in_minor(data: MoleculeData, positions: Tensor) -> Tensor:
+    """Whether configurations (B, N, 3) are in the minor mode, (B,) bool."""
+    return DIALANINE.modes["minor"](positions[:, data.atoms])
 
 
 def first_reaching(curve: Curve, ess: float) -> int | None:
@@ -225,7 +229,7 @@ def _measure(generator: BoltzmannGenerator, data: MoleculeData, n: int) -> dict[
     with torch.no_grad():
         positions, log_q = generator.flow.sample_and_log_prob(n, torch.Generator().manual_seed(MEASURE_SEED))
         ensemble: Ensemble = generator.weigh(positions, log_q)
-    inside = DIALANINE.modes["minor"](torch.as_tensor(ensemble.positions[:, data.atoms])).numpy()
+    inside = _in_minor(data, torch.as_tensor(ensemble.positions)).numpy()
     return {
         "minor": 100 * float(inside.mean()),
         "reweighted": 100 * float(ensemble.unbiased().weights @ inside),
@@ -302,8 +306,7 @@ def _rest_table(rests: Mapping[int, Mapping[str, Rest]], true: Mapping[str, floa
     for seed, some in rests.items():
         for kind, one in some.items():
             shares = (str(share) for share in (one.samples, one.raised, one.reweighted))
-            rows.append(
-                (KINDS[kind], str(seed), *shares, f"{true[kind]:.2f} %", f"{one.bad:.1f}, {one.bad_elsewhere:.1f} %")
-            )
+            bad = f"{one.bad:.1f}, {one.bad_elsewhere:.1f} %"
+            rows.append((KINDS[kind], str(seed), *shares, f"{true[kind]:.2f} %", bad))
     heads = ("of the samples", "of (r - K)_+", "with weights p / q", "true", "bad samples, in the mode and elsewhere")
     return markdown_table(("generator", "seed", *heads), rows)

@@ -65,14 +65,14 @@ def rest(generator: BoltzmannGenerator, mode: Callable[[Tensor], Tensor], n: int
         weights.append((-reduced - log_q).cpu())
     inside, ratio, weight = torch.stack(insides).cpu(), torch.stack(ratios), torch.stack(weights)
     possible = torch.isfinite(ratio)  # the others have weight zero, and no part in the loss
-    ratio = ratio.masked_fill(~possible, 0.0)
+    ratio, weight = ratio.masked_fill(~possible, 0.0), weight.masked_fill(~possible, -torch.inf)
     means = ratio.sum(1, keepdim=True) / possible.sum(1, keepdim=True).clamp(min=1)
     bad = ~possible | (ratio < ratio[possible].median() - BAD)
     share = lambda w: _share(w * inside, w)
     return Rest(
         samples=share(torch.ones_like(ratio)),
         raised=share((ratio - means).clamp(min=0) * possible),
-        reweighted=share((weight - weight[possible].max()).exp() * possible),
+        reweighted=share((weight - weight.max()).exp()),
         bad=100 * float(bad[inside].double().mean()),
         bad_elsewhere=100 * float(bad[~inside].double().mean()),
     )
