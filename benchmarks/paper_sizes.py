@@ -57,13 +57,13 @@ def main() -> None:
 def of_molecule(options: argparse.Namespace, folder: Path, refuse: Callable[[str], None]) -> Report:
     """All refinements of butane or dialanine."""
     module, _ = MOLECULES[options.experiment]
-    share_checkpoints(options.out, options.experiment, (*DATA, "network"), refuse)
+    share_checkpoints(options.out, options.experiment, (*DATA, "network"), folder, SCALE, refuse)
     return module.run(molecule_settings(options.experiment, options), options.seeds, folder, say, scale=SCALE)
 
 
 def of_beyond(options: argparse.Namespace, folder: Path, refuse: Callable[[str], None]) -> Report:
     """Both generators with hydrogens from a flow."""
-    share_checkpoints(options.out, "dialanine", DATA, refuse)
+    share_checkpoints(options.out, "dialanine", DATA, folder, SCALE, refuse)
     quick = beyond.SETTINGS["quick"]
     steps = {"internal": options.internal, "cartesian": options.iterations}
     settings = replace(
@@ -82,7 +82,7 @@ def only(options: argparse.Namespace, folder: Path, refuse: Callable[[str], None
     if module is None or options.only not in names:
         refuse(f"{name} has no refinement {options.only} for --only: {', '.join(names) or 'give it one seed instead'}")
         return
-    share_checkpoints(options.out, name, (*DATA, "network"), refuse)
+    share_checkpoints(options.out, name, (*DATA, "network"), folder, SCALE, refuse)
     settings, kept = molecule_settings(name, options), checkpoints_in(folder, f"{name}-{SCALE}")
     heavy = prepare(case, settings, kept, say)
     for seed in options.seeds:
@@ -103,9 +103,11 @@ def molecule_settings(name: str, options: argparse.Namespace) -> MoleculeSetting
     )
 
 
-def share_checkpoints(out: Path, name: str, parts: Sequence[str], refuse: Callable[[str], None]) -> None:
-    """Copy those of the scale "quick", where they are not there yet."""
-    kept, shared = checkpoints_in(out / SCALE, f"{name}-{SCALE}"), checkpoints_in(out, f"{name}-quick")
+def share_checkpoints(
+    out: Path, name: str, parts: Sequence[str], folder: Path, scale: str, refuse: Callable[[str], None]
+) -> None:
+    """Copy those of the scale "quick" to those of another scale and folder, where they are not there yet."""
+    kept, shared = checkpoints_in(folder, f"{name}-{scale}"), checkpoints_in(out, f"{name}-quick")
     for part in parts:
         if not shared(part).exists() and not kept(part).exists():
             refuse(f"there is no {shared(part)}: run `boltzgen reproduce {name} --out {out}` before")
