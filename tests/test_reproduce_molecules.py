@@ -4,6 +4,7 @@ import json
 import math
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,16 +15,24 @@ from small_molecules import DATA, small_molecule
 
 from boltzgen.cli import main
 from boltzgen.collective_variables import parse_basin
-from boltzgen.energy import CompiledPotential, OpenMMPotential
+from boltzgen.energy import CompiledPotential, FunctionPotential, OpenMMPotential
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import CheckpointError, StructureError
 from boltzgen.interrupts import RunInterrupted
-from boltzgen.reproduce import beyond, butane, dialanine, heavy_atoms
+from boltzgen.placement import hydrogen_density
+from boltzgen.reproduce import beyond, butane, dialanine, heavy_atoms, hydrogens
 from boltzgen.reproduce.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED, examine
 from boltzgen.reproduce.curves import Curve, kept_arrays
 from boltzgen.reproduce.heavy_atoms import Frames, prepare, spread
-from boltzgen.reproduce.hydrogen_bias import equation_32
+from boltzgen.reproduce.hydrogen_bias import (
+    equation_32,
+    harmonic_weights,
+    internal_generator,
+    partition_function_weights,
+    thinned,
+)
 from boltzgen.reproduce.molecule_curves import checkpoints_in, cloud_of, measure, oriented_data, refine_all
+from boltzgen.reproduce.rest import rest
 
 SMALL = butane.SETTINGS["quick"].shortened(1e-6)
 
@@ -109,12 +118,30 @@ AGAINST_BEYOND = {
     "cartesian to the true share": {"cartesian": 1.2},
     "fewer evaluations": {"internal.evaluations": 2e4},
 }
+HYDROGENS = {
+    "butane.boltzmann": 30.0,
+    "butane.change": -6.0,
+    "butane.change_error": 0.3,
+    "dialanine.boltzmann": 6.0,
+    "dialanine.change": -4.8,
+    "dialanine.change_error": 0.1,
+    **{f"{name}.{what}": 1000.0 for name in hydrogens.CASES for what in ("effective", "z_h", "n")},
+    **{f"{name}.{what}": 20.0 for name in hydrogens.CASES for what in ("weighted", "sampled")},
+    **{f"{name}.{what}_error": 0.5 for name in hydrogens.CASES for what in ("weighted", "sampled")},
+}
+AGAINST_HYDROGENS = {
+    "butane changes": {"butane.change": 0.5},
+    "dialanine loses its minor mode": {"dialanine.change": -2.0},
+    **{f"equation 32 for {name}": {f"{name}.effective": 3.0} for name in hydrogens.CASES},
+    **{f"{name} as sampled": {f"{name}.weighted": 23.0} for name in hydrogens.CASES},
+}
 CLAIMS = [
     (claim, figures, against[claim.key])
     for claims, figures, against in (
         (butane.CLAIMS, BUTANE, AGAINST_BUTANE),
         (dialanine.CLAIMS, DIALANINE, AGAINST_DIALANINE),
         (beyond.CLAIMS, BEYOND, AGAINST_BEYOND),
+        (hydrogens.CLAIMS, HYDROGENS, AGAINST_HYDROGENS),
     )
     for claim in claims
 ]
@@ -246,6 +273,89 @@ def test_equation_32_has_equal_weights_where_hydrogens_are_at_their_minimum_only
     assert equation_32(heavy).effective < 0.5 * len(heavy.true.energies)
 
 
+def test_partition_function_of_drawn_hydrogens_is_exact_where_they_have_the_density_of_the_flow(heavy):
+    """With U = E(x_C) - kT log q(x_H | x_C), every draw gives Z_H = exp(-E/kT)."""
+    internal = internal_generator(heavy, 1, 64, 0, None)
+    density = hydrogen_density(internal)
+    energy = lambda atoms: 7.0 * torch.cos(butane.dihedral(atoms)).double()
+
+    def whole(positions):
+        log_q = density.log_prob(positions.to(next(density.parameters()))).double()
+        return energy(positions[:, heavy.atoms]) - heavy.kT * log_q
+
+    rows = thinned(heavy, 20)
+    other = replace(heavy, potential=FunctionPotential(whole, heavy.molecule.n_atoms))
+    atoms = heavy.heavy(heavy.true.rows(rows)).double()
+    expected = (energy(atoms) - heavy.placed(atoms)) / heavy.kT
+    np.testing.assert_allclose(partition_function_weights(other, rows, internal), expected, atol=1e-3)
+
+
+def test_harmonic_weights_of_hydrogens_on_springs(heavy):
+    """Springs of stiffness k(x_C) on n hydrogens: the square root of the determinant is k^(3 n / 2)."""
+    moving = [atom for atom in range(heavy.molecule.n_atoms) if atom not in set(heavy.atoms)]
+    stiffness = lambda atoms: 1000.0 * (2 + torch.cos(butane.dihedral(atoms)).double())
+
+    def springs(positions):
+        atoms = positions[:, heavy.atoms]
+        at_rest = heavy.placed.all_atoms(atoms).double()
+        return 0.5 * stiffness(atoms) * (positions - at_rest)[:, moving].square().sum((1, 2))
+
+    rows = thinned(heavy, 20)
+    other = replace(heavy, potential=FunctionPotential(springs, heavy.molecule.n_atoms))
+    weights = harmonic_weights(other, rows)
+    expected = 1.5 * len(moving) * stiffness(heavy.heavy(heavy.true.rows(rows)).double()).log().numpy()
+    np.testing.assert_allclose(weights - weights[0], expected - expected[0], atol=1e-4)
+    flat = replace(heavy, potential=FunctionPotential(lambda x: -springs(x), heavy.molecule.n_atoms))
+    assert np.isnan(harmonic_weights(flat, rows)).all()
+
+
+def test_change_of_a_share_cancels_what_the_frames_have_in_common():
+    rng = np.random.default_rng(0)
+    n, groups = 4000, 40
+    drift = np.repeat(rng.uniform(0.1, 0.9, groups), n // groups)  # groups differ: large error of the share
+    inside = rng.random(n) < drift
+    frames = Frames(np.zeros((n, 1, 3)), np.zeros(n), np.zeros(n), np.repeat(np.arange(groups), n // groups), 0, 0, 0)
+    more = np.where(inside, math.log(1.1), 0.0)
+    before, after, change = frames.share(inside), frames.share(inside, more), frames.change(inside, more)
+    assert change.percent == pytest.approx(after.percent - before.percent)
+    assert change.error < 0.1 * before.error
+    resampled = []
+    for seed in range(400):
+        chosen = np.random.default_rng(seed).integers(0, groups, groups)
+        rows = (chosen[:, None] * (n // groups) + np.arange(n // groups)).ravel()
+        resampled.append(frames.rows(rows).share(inside[rows], more[rows]).percent - 100 * inside[rows].mean())
+    assert change.error == pytest.approx(np.std(resampled), rel=0.2)
+    assert frames.change(inside, np.zeros(n)).error == 0
+
+
+def test_other_numbers_take_other_frames(heavy):
+    n = len(heavy.true.energies)
+    assert not set(thinned(heavy, n // 3, 0)) & set(thinned(heavy, n // 3, 1))
+    assert len(thinned(heavy, 10 * n)) == n
+
+
+def test_where_l2_plus_rests():
+    """q is normal, p has twice as much of it above zero: half of the samples, 2/3 by weight, all that is raised."""
+
+    class Flow:
+        def sample_and_log_prob(self, n, rng):
+            x = torch.randn(n, 1, 3, generator=rng, dtype=torch.float64)
+            return x, -x.square().sum((1, 2)) / 2
+
+    above = lambda x: x[:, 0, 0] > 0
+    energy = lambda x: x.square().sum((1, 2)) / 2 - math.log(2) * above(x)
+    found = rest(SimpleNamespace(flow=Flow(), reduced_energy=energy, device="cpu"), above, 40_000, 256)
+    assert abs(found.samples.percent - 50) < 4 * found.samples.error < 2
+    assert abs(found.reweighted.percent - 200 / 3) < 4 * found.reweighted.error < 2
+    assert found.raised.percent == pytest.approx(100)
+    assert found.bad == found.bad_elsewhere == 0
+    clashes = lambda x: torch.where(x[:, 0, 1] > 0, torch.inf, energy(x))
+    clashing = rest(SimpleNamespace(flow=Flow(), reduced_energy=clashes, device="cpu"), above, 40_000, 256)
+    assert clashing.bad == pytest.approx(50, abs=2)
+    assert abs(clashing.reweighted.percent - 200 / 3) < 4 * clashing.reweighted.error < 3
+    assert clashing.raised.percent == pytest.approx(100)
+
+
 def test_figures_of_a_generator(heavy):
     refined = refine_all(heavy, SMALL, butane.CURVES[:1], 0, lambda name: None, lambda line: None)
     start = refined.generators["start"]
@@ -324,7 +434,7 @@ def test_first_step_with_an_ess():
     assert beyond.first_reaching(curve, 9.5) is None
 
 
-@pytest.mark.parametrize(("name", "module"), [("butane", butane), ("beyond", beyond)])
+@pytest.mark.parametrize(("name", "module"), [("butane", butane), ("beyond", beyond), ("hydrogens", hydrogens)])
 def test_command_writes_what_it_says(name, module, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(module.SETTINGS, "quick", module.SETTINGS["quick"].shortened(1e-6))
     assert main(["reproduce", name, "--seeds", "0", "--out", str(tmp_path), "--json"]) == 0
@@ -336,7 +446,7 @@ def test_command_writes_what_it_says(name, module, tmp_path, capsys, monkeypatch
     assert [finding["key"] for finding in written["findings"]] == [claim.key for claim in module.CLAIMS]
     for claim in module.CLAIMS:
         assert claim.paper in table
-    for curve in written["curves"]["0"].values():
+    for curve in written.get("curves", {"0": {}})["0"].values():
         assert curve["steps"][-1] == 4
 
 

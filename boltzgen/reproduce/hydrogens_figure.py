@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from boltzgen.plotting.style import legend, plain
 
@@ -66,6 +67,9 @@ def _effective(ax: Axes, outcomes: Mapping[int, Outcome]) -> None:
                 marker=".",
                 label=of if number == 0 else None,
             )
+    ax.set_xticks(sorted({n for one in outcomes.values() for n in one.effective["Boltzmann"]}))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("frames")
     ax.set_ylabel("effective samples")
     legend(ax)
