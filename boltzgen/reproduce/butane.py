@@ -117,7 +117,8 @@ def run(
     """
     checkpoint = checkpoints_in(folder, f"butane-{scale}")
     heavy = prepare(BUTANE, settings, checkpoint, say)
-    solid, dashed = heavy.shares(heavy.true), heavy.shares(heavy.minimized)
+    strength = settings.refinement_strength
+    solid, dashed = (heavy.shares(frames, strength) for frames in (heavy.true, heavy.minimized))
     checks = _checks(heavy, settings, checkpoint)
     found: dict[int, Refined] = {}
     drawn: dict[str, Drawn] = {}
@@ -191,12 +192,17 @@ def dihedral_degrees(heavy: Array) -> Array:
 
 def _notes(heavy: HeavyAtoms, settings: MoleculeSettings, curves: Mapping[int, Mapping[str, Curve]]) -> list[str]:
     seconds = sum(curve.seconds for some in curves.values() for curve in some.values())
+    target = (
+        "The refinement keeps the alignment penalty of the pre-training; solid and dashed have its factor."
+        if settings.refinement_strength
+        else "The target of the refinement has no alignment penalty, so it is not normalisable and no effective sample "
+        "size is to be had. The penalty of the pre-training is in the density that the refinement starts from."
+    )
     return [
         "Percentages are of the samples as generated, without weights, the mean over the last quarter of the "
         f"refinement; {settings.n_measured:,} samples a point. Errors of references: one standard error, from "
         "independent ladders.",
-        "The target of the refinement has no alignment penalty, so it is not normalisable and no effective sample size "
-        "is to be had. The penalty of the pre-training is in the density that the refinement starts from.",
+        target,
         f"Wall time of all refinements: {format_duration(seconds)}; of the data {format_duration(heavy.data.seconds)}, "
         f"of the reference {format_duration(heavy.true.seconds)}, of the populations with hydrogens at their minimum "
         f"{format_duration(heavy.minimized.seconds)}.",
@@ -225,8 +231,8 @@ def _checks(
     steps, batch_size = max(settings.pretraining_steps // 10, 1), settings.refinement.batch_size
     internal = internal_generator(heavy, steps, batch_size, 0, checkpoint("hydrogens"))
     return {
-        "dashed, by exp(-U(h)/kT) / Z_H(x_C)": with_partition_function(heavy, internal),
-        "dashed, by equation 32": equation_32(heavy),
+        "dashed, by exp(-U(h)/kT) / Z_H(x_C)": with_partition_function(heavy, internal, settings.refinement_strength),
+        "dashed, by equation 32": equation_32(heavy, settings.refinement_strength),
     }
 
 
