@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     parts = (*DATA, "network", "minimized", "hydrogens")
-    share_checkpoints(options.out, "butane", parts, options.out / SCALE, SCALE, parser.error)
+    share_checkpoints(options.out, "butane", parts, options.out / SCALE, SCALE)
     quick = butane.SETTINGS["quick"]
     settings = replace(quick, refinement_strength=quick.pretraining_strength)
     report = butane.run(settings, options.seeds, options.out / SCALE, say, scale=SCALE)

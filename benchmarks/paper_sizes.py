@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,25 +45,28 @@ def main() -> None:
     options = parser.parse_args()
     name, folder = options.experiment, options.out / SCALE
     if options.only is not None:
-        only(options, folder, parser.error)
+        names = [kind.name for kind in MOLECULES[name][0].CURVES] if name in MOLECULES else []
+        if options.only not in names:
+            parser.error(
+                f"{name} has no {options.only!r} for --only: {', '.join(names) or 'run it seed by seed instead'}"
+            )
+        only(options, folder)
         return
-    report = (
-        of_beyond(options, folder, parser.error) if name == "beyond" else of_molecule(options, folder, parser.error)
-    )
+    report = of_beyond(options, folder) if name == "beyond" else of_molecule(options, folder)
     title = f"{report.title}, the paper's network"
     replace(report, name=f"{name}-sizes", title=title).write(options.out, shlex.join(["python", *sys.argv]))
 
 
-def of_molecule(options: argparse.Namespace, folder: Path, refuse: Callable[[str], None]) -> Report:
+def of_molecule(options: argparse.Namespace, folder: Path) -> Report:
     """All refinements of butane or dialanine."""
     module, _ = MOLECULES[options.experiment]
-    share_checkpoints(options.out, options.experiment, (*DATA, "network"), folder, SCALE, refuse)
+    share_checkpoints(options.out, options.experiment, (*DATA, "network"), folder, SCALE)
     return module.run(molecule_settings(options.experiment, options), options.seeds, folder, say, scale=SCALE)
 
 
-def of_beyond(options: argparse.Namespace, folder: Path, refuse: Callable[[str], None]) -> Report:
+def of_beyond(options: argparse.Namespace, folder: Path) -> Report:
     """Both generators with hydrogens from a flow."""
-    share_checkpoints(options.out, "dialanine", DATA, folder, SCALE, refuse)
+    share_checkpoints(options.out, "dialanine", DATA, folder, SCALE)
     quick = beyond.SETTINGS["quick"]
     steps = {"internal": options.internal, "cartesian": options.iterations}
     settings = replace(
@@ -74,19 +77,15 @@ def of_beyond(options: argparse.Namespace, folder: Path, refuse: Callable[[str],
     return beyond.run(settings, options.seeds, folder, say, scale=SCALE)
 
 
-def only(options: argparse.Namespace, folder: Path, refuse: Callable[[str], None]) -> None:
+def only(options: argparse.Namespace, folder: Path) -> None:
     """One refinement of a molecule to its end, without a report."""
     name = options.experiment
-    module, case = MOLECULES.get(name, (None, None))
-    names = [] if module is None else [kind.name for kind in module.CURVES]
-    if module is None or options.only not in names:
-        refuse(f"{name} has no refinement {options.only} for --only: {', '.join(names) or 'give it one seed instead'}")
-        return
-    share_checkpoints(options.out, name, (*DATA, "network"), folder, SCALE, refuse)
+    module, case = MOLECULES[name]
+    share_checkpoints(options.out, name, (*DATA, "network"), folder, SCALE)
     settings, kept = molecule_settings(name, options), checkpoints_in(folder, f"{name}-{SCALE}")
-    heavy = prepare(case, settings, kept, say)
+    heavy, kinds = prepare(case, settings, kept, say), [kind for kind in module.CURVES if kind.name == options.only]
     for seed in options.seeds:
-        refine_all(heavy, settings, [kind for kind in module.CURVES if kind.name == options.only], seed, kept, say)
+        refine_all(heavy, settings, kinds, seed, kept, say)
 
 
 def molecule_settings(name: str, options: argparse.Namespace) -> MoleculeSettings:
@@ -103,14 +102,18 @@ def molecule_settings(name: str, options: argparse.Namespace) -> MoleculeSetting
     )
 
 
-def share_checkpoints(
-    out: Path, name: str, parts: Sequence[str], folder: Path, scale: str, refuse: Callable[[str], None]
-) -> None:
-    """Copy those of the scale "quick" to those of another scale and folder, where they are not there yet."""
+def share_checkpoints(out: Path, name: str, parts: Sequence[str], folder: Path, scale: str) -> None:
+    """Copy those of the scale "quick" to those of another scale and folder, where they are not there yet.
+
+    Raises
+    ------
+    SystemExit
+        If they were not made.
+    """
     kept, shared = checkpoints_in(folder, f"{name}-{scale}"), checkpoints_in(out, f"{name}-quick")
     for part in parts:
         if not shared(part).exists() and not kept(part).exists():
-            refuse(f"there is no {shared(part)}: run `boltzgen reproduce {name} --out {out}` before")
+            sys.exit(f"there is no {shared(part)}: run `boltzgen reproduce {name} --out {out}` before")
         if not kept(part).exists():
             write_bytes(kept(part), shared(part).read_bytes())
 
