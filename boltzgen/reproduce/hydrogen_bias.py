@@ -33,14 +33,11 @@ __all__ = [
     "internal_generator",
     "partition_function_weights",
     "pretrained_on_data",
-    "thinned",
     "with_partition_function",
 ]
 
-N_FRAMES = 4000
 AT_ONCE = 500  # frames
-DRAWS = 64  # for each Z_H
-DRAW_SEED = 19
+DRAWS = 32  # for each Z_H
 DIFFERENCE = 1e-4  # nm
 
 
@@ -67,81 +64,74 @@ class Estimate:
 
 
 def equation_32(heavy: HeavyAtoms, strength: float = 0.0) -> Estimate:
-    """Shares by the weights of `equation_32_weights`.
-
-    Parameters
-    ----------
-    strength : float
-        Of an alignment penalty in the target, nm^-2.
-    """
-    rows = thinned(heavy, N_FRAMES)
-    return estimate(heavy, rows, equation_32_weights(heavy, rows), strength)
+    """Shares by the weights of `equation_32_weights`; parameters as of `estimate`."""
+    return estimate(heavy, equation_32_weights(heavy), strength)
 
 
 def with_partition_function(heavy: HeavyAtoms, internal: BoltzmannGenerator, strength: float = 0.0) -> Estimate:
-    """Shares by the weights of `partition_function_weights`; parameters as there and of `equation_32`."""
-    rows = thinned(heavy, N_FRAMES)
-    return estimate(heavy, rows, partition_function_weights(heavy, rows, internal), strength)
+    """Shares by the weights of `partition_function_weights`; parameters as there and of `estimate`."""
+    return estimate(heavy, partition_function_weights(heavy, internal), strength)
 
 
-def equation_32_weights(heavy: HeavyAtoms, rows: Array) -> Array:
-    """Log of exp((U(x) - U(h(x_C)))/kT), the weights of the paper, (n,).
-
-    Parameters
-    ----------
-    rows : (n,) int array
-        Of ``heavy.true``.
+def equation_32_weights(heavy: HeavyAtoms) -> Array:
+    """Log of exp((U(x) - U(h(x_C)))/kT), the weights of the paper, for the frames of ``heavy.true``, (n,).
 
     References
     ----------
     Felardos, Hénin, Charpiat (2022), equation 32.
     """
-    frames = heavy.true.rows(rows)
-    placed = heavy.placed(heavy.heavy(frames).double()).numpy()
-    return np.asarray((frames.energies - placed) / heavy.kT)
+    placed = heavy.placed(heavy.heavy(heavy.true).double()).numpy()
+    return np.asarray((heavy.true.energies - placed) / heavy.kT)
 
 
-def partition_function_weights(heavy: HeavyAtoms, rows: Array, internal: BoltzmannGenerator) -> Array:
-    """Log of exp(-U(h(x_C))/kT) / Z_H(x_C), (n,), with Z_H from draws of the hydrogens: the mean of exp(-U/kT) / q.
+def partition_function_weights(
+    heavy: HeavyAtoms, internal: BoltzmannGenerator, n_draws: int = DRAWS, seed: int = 0
+) -> Array:
+    """Log of exp(-U(h(x_C))/kT) / Z_H(x_C) for the frames of ``heavy.true``, (n,).
+
+    Z_H is the mean of exp(-U/kT) / q over hydrogens drawn from q, one of which is that of the frame itself instead. As
+    a frame's hydrogens have the density exp(-U/kT) / Z_H, the mean of 1 over this estimate is 1 / Z_H exactly, for any
+    number of draws and any q that reaches all of them; draws alone would give too much.
 
     Parameters
     ----------
-    rows : (n,) int array
-        Of ``heavy.true``.
     internal : BoltzmannGenerator
         Its flow of hydrogens is q.
+    n_draws : int
+        With the frame's own.
+    seed : int
     """
-    atoms = heavy.heavy(heavy.true.rows(rows))
-    density, rng = hydrogen_density(internal), torch.Generator().manual_seed(DRAW_SEED)
-    log_z = []
-    for part in atoms.to(next(internal.flow.parameters())).split(AT_ONCE):
+    density, rng = hydrogen_density(internal), torch.Generator().manual_seed(seed)
+    like, log_z = next(internal.flow.parameters()), []
+    frames, energies = torch.as_tensor(heavy.true.positions), torch.as_tensor(heavy.true.energies)
+    for own, energy in zip(frames.split(AT_ONCE), energies.split(AT_ONCE), strict=True):
+        atoms = own[:, heavy.atoms].to(like)
         with torch.no_grad():
-            drawn, log_q = density.sample(part.repeat_interleave(DRAWS, 0), rng)
+            drawn, log_q = density.sample(atoms.repeat_interleave(n_draws - 1, 0), rng)
             log_ratio = -heavy.potential(drawn.double()) / heavy.kT - log_q.double()
-        log_z.append(log_ratio.nan_to_num(nan=-torch.inf).reshape(-1, DRAWS).logsumexp(1))
-    return (-heavy.placed(atoms.double()) / heavy.kT - torch.cat(log_z) + math.log(DRAWS)).numpy()
+            first = -energy / heavy.kT - density.log_prob(own.to(like)).double()
+        log_ratio = torch.where(torch.isnan(log_ratio), -torch.inf, log_ratio).reshape(len(own), -1)
+        log_z.append(torch.cat([first[:, None], log_ratio], 1).logsumexp(1) - math.log(n_draws))
+    placed = heavy.placed(heavy.heavy(heavy.true).double())
+    return (-placed / heavy.kT - torch.cat(log_z)).numpy()
 
 
-def harmonic_weights(heavy: HeavyAtoms, rows: Array) -> Array:
-    """Log of exp(-U(h(x_C))/kT) / Z_H(x_C) with the Z_H of harmonic hydrogens, up to a constant: log det(H) / 2, (n,).
+def harmonic_weights(heavy: HeavyAtoms) -> Array:
+    """Log of exp(-U(h(x_C))/kT) / Z_H(x_C) with the Z_H of harmonic hydrogens, up to a constant, (n,).
 
-    H is the matrix of second derivatives of U by the hydrogens at their minimum, by differences of forces. What is left
-    out is how far hydrogens, above all turning methyls, are from harmonic.
-
-    Parameters
-    ----------
-    rows : (n,) int array
-        Of ``heavy.true``.
+    With the gradient g and the second derivatives H of U by the hydrogens at h(x_C), by differences of forces, the
+    integral of the quadratic function is ``exp(-U(h)/kT + g H^-1 g / 2kT) / sqrt(det H)`` times a constant. What is
+    left out is how far hydrogens, above all turning methyls, are from harmonic.
 
     Returns
     -------
     (n,) array
-        NaN where a second derivative is not positive: the hydrogens are not near enough to a minimum, or turn freely.
+        For the frames of ``heavy.true``; NaN where H is not positive: hydrogens far from a minimum, or turning freely.
     """
     hydrogens = np.setdiff1d(np.arange(heavy.true.positions.shape[1]), heavy.atoms)
-    halves = []
-    for part in np.array_split(rows, max(1, len(rows) // AT_ONCE)):
-        placed = heavy.placed.all_atoms(heavy.heavy(heavy.true.rows(part)).double()).double()
+    weights = []
+    for atoms in heavy.heavy(heavy.true).double().split(AT_ONCE):
+        placed = heavy.placed.all_atoms(atoms).double()
         columns = []
         for atom in hydrogens:
             for axis in range(3):
@@ -149,17 +139,13 @@ def harmonic_weights(heavy: HeavyAtoms, rows: Array) -> Array:
                 step[:, atom, axis] = DIFFERENCE
                 ahead, behind = (heavy.potential.energy_and_forces(placed + s)[1] for s in (step, -step))
                 columns.append((behind - ahead)[:, hydrogens].flatten(1) / (2 * DIFFERENCE))
+        slope = heavy.potential.energy_and_forces(placed)[1][:, hydrogens].flatten(1)
         matrix = torch.stack(columns, 1)
-        curvatures = torch.linalg.eigvalsh(matrix + matrix.mT)
-        halves.append(torch.where((curvatures > 0).all(1), curvatures.abs().log().sum(1) / 2, torch.nan))
-    return torch.cat(halves).numpy()
-
-
-def thinned(heavy: HeavyAtoms, n: int, number: int = 0) -> Array:
-    """Rows of ``heavy.true``, n of them evenly spread; other ones for another number, as far as there are enough."""
-    total = len(heavy.true.energies)
-    n = min(n, total)
-    return np.unique(((np.arange(n) * total) // n + number) % total)
+        values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+        excess = ((vectors.mT @ slope[:, :, None])[..., 0].square() / values).sum(1) / 2
+        harmonic = values.abs().log().sum(1) / 2 - excess / heavy.kT
+        weights.append(torch.where((values > 0).all(1), harmonic, torch.nan))
+    return torch.cat(weights).numpy()
 
 
 def internal_generator(
@@ -200,19 +186,17 @@ def pretrained_on_data(
     return generator
 
 
-def estimate(heavy: HeavyAtoms, rows: Array, log_weights: Array, strength: float = 0.0) -> Estimate:
-    """Shares from frames with weights.
+def estimate(heavy: HeavyAtoms, log_weights: Array, strength: float = 0.0) -> Estimate:
+    """Shares from the frames of ``heavy.true`` with further weights.
 
     Parameters
     ----------
-    rows : (n,) int array
-        Of ``heavy.true``.
     log_weights : (n,) array
         Added to those that the frames have.
     strength : float
         Of an alignment penalty in the target, nm^-2.
     """
-    frames, penalty = heavy.true.rows(rows), heavy.penalty(strength)
+    frames, penalty = heavy.true, heavy.penalty(strength)
     atoms = heavy.heavy(frames)
     if penalty is not None:
         log_weights = log_weights + penalty.log_rotation_integral(atoms).numpy()

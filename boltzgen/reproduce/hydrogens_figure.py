@@ -38,7 +38,7 @@ def draw(outcomes: Mapping[str, Mapping[int, Outcome]]) -> Figure:
         _shares(shares, some)
         shares.set_xlabel(f"{MODES[name]} of {name} / %")
         _effective(effective, some)
-    figure.suptitle(f"Hydrogens at their minimum, {len(some)} sets of frames", fontsize="medium")
+    figure.suptitle(f"Hydrogens at their minimum, {len(some)} seeds", fontsize="medium")
     return figure
 
 
@@ -67,7 +67,7 @@ def _effective(ax: Axes, outcomes: Mapping[int, Outcome]) -> None:
                 marker=".",
                 label=of if number == 0 else None,
             )
-    ax.set_xticks(sorted({n for one in outcomes.values() for n in one.effective["Boltzmann"]}))
+    ax.set_xticks(sorted(next(iter(one.effective.values()))))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("frames")
