@@ -29,7 +29,6 @@ from boltzgen.reproduce.hydrogen_bias import (
     harmonic_weights,
     internal_generator,
     partition_function_weights,
-    thinned,
 )
 from boltzgen.reproduce.molecule_curves import checkpoints_in, cloud_of, measure, oriented_data, refine_all
 from boltzgen.reproduce.rest import rest
@@ -61,7 +60,6 @@ BUTANE = {
 }
 AGAINST_BUTANE = {
     "gauche by symmetry": {"dashed.asymmetry": 1.0},
-    "bias of the hydrogens": {"dashed": 27.5},
     "KL_x expands": {"kl-x.spread": 0.03},
     "KL_x loses the minor modes": {"kl-x.gauche": 5.0},
     "explosion of U_G": {"kl-x.surprise": -30.0},
@@ -126,14 +124,11 @@ HYDROGENS = {
     "dialanine.change": -4.8,
     "dialanine.change_error": 0.1,
     **{f"{name}.{what}": 1000.0 for name in hydrogens.CASES for what in ("effective", "z_h", "n")},
-    **{f"{name}.{what}": 20.0 for name in hydrogens.CASES for what in ("weighted", "sampled")},
-    **{f"{name}.{what}_error": 0.5 for name in hydrogens.CASES for what in ("weighted", "sampled")},
 }
 AGAINST_HYDROGENS = {
     "butane changes": {"butane.change": 0.5},
     "dialanine loses its minor mode": {"dialanine.change": -2.0},
     **{f"equation 32 for {name}": {f"{name}.effective": 3.0} for name in hydrogens.CASES},
-    **{f"{name} as sampled": {f"{name}.weighted": 23.0} for name in hydrogens.CASES},
 }
 CLAIMS = [
     (claim, figures, against[claim.key])
@@ -273,40 +268,58 @@ def test_equation_32_has_equal_weights_where_hydrogens_are_at_their_minimum_only
     assert equation_32(heavy).effective < 0.5 * len(heavy.true.energies)
 
 
-def test_partition_function_of_drawn_hydrogens_is_exact_where_they_have_the_density_of_the_flow(heavy):
-    """With U = E(x_C) - kT log q(x_H | x_C), every draw gives Z_H = exp(-E/kT)."""
-    internal = internal_generator(heavy, 1, 64, 0, None)
-    density = hydrogen_density(internal)
-    energy = lambda atoms: 7.0 * torch.cos(butane.dihedral(atoms)).double()
+def on_springs(heavy, stiffness, offset):
+    """U/kT of hydrogens on springs: their partition function is known, (2 pi / stiffness)^(3 n / 2) for n of them."""
+    moving = np.setdiff1d(np.arange(heavy.molecule.n_atoms), heavy.atoms)
 
-    def whole(positions):
-        log_q = density.log_prob(positions.to(next(density.parameters()))).double()
-        return energy(positions[:, heavy.atoms]) - heavy.kT * log_q
+    def energy(positions):
+        atoms = positions[:, heavy.atoms]
+        at_rest = heavy.placed.all_atoms(atoms).double() + offset * torch.cos(butane.dihedral(atoms))[:, None, None]
+        distances = (positions - at_rest)[:, moving].square().sum((1, 2))
+        return heavy.kT * stiffness(atoms.double()) * distances / 2
 
-    rows = thinned(heavy, 20)
-    other = replace(heavy, potential=FunctionPotential(whole, heavy.molecule.n_atoms))
-    atoms = heavy.heavy(heavy.true.rows(rows)).double()
-    expected = (energy(atoms) - heavy.placed(atoms)) / heavy.kT
-    np.testing.assert_allclose(partition_function_weights(other, rows, internal), expected, atol=1e-3)
+    potential = FunctionPotential(energy, heavy.molecule.n_atoms)
+    atoms = heavy.heavy(heavy.true).double()
+    at_h = potential(heavy.placed.all_atoms(atoms).double()) / heavy.kT
+    return potential, (1.5 * len(moving) * stiffness(atoms).log() - at_h).detach().numpy()
 
 
 def test_harmonic_weights_of_hydrogens_on_springs(heavy):
-    """Springs of stiffness k(x_C) on n hydrogens: the square root of the determinant is k^(3 n / 2)."""
-    moving = [atom for atom in range(heavy.molecule.n_atoms) if atom not in set(heavy.atoms)]
-    stiffness = lambda atoms: 1000.0 * (2 + torch.cos(butane.dihedral(atoms)).double())
+    """Stiffness, and how far h(x_C) is from the minimum, depend on the heavy atoms."""
+    potential, expected = on_springs(heavy, lambda atoms: 400 * (2 + torch.cos(butane.dihedral(atoms))), offset=0.01)
+    weights = harmonic_weights(replace(heavy, potential=potential))
+    np.testing.assert_allclose(weights - weights[0], expected - expected[0], atol=1e-3)
+    assert np.ptp(expected) > 1
+    upside_down = FunctionPotential(lambda x: -potential(x), heavy.molecule.n_atoms)
+    assert np.isnan(harmonic_weights(replace(heavy, potential=upside_down))).all()
 
-    def springs(positions):
-        atoms = positions[:, heavy.atoms]
-        at_rest = heavy.placed.all_atoms(atoms).double()
-        return 0.5 * stiffness(atoms) * (positions - at_rest)[:, moving].square().sum((1, 2))
 
-    rows = thinned(heavy, 20)
-    other = replace(heavy, potential=FunctionPotential(springs, heavy.molecule.n_atoms))
-    weights = harmonic_weights(other, rows)
-    expected = 1.5 * len(moving) * stiffness(heavy.heavy(heavy.true.rows(rows)).double()).log().numpy()
-    np.testing.assert_allclose(weights - weights[0], expected - expected[0], atol=1e-4)
-    flat = replace(heavy, potential=FunctionPotential(lambda x: -springs(x), heavy.molecule.n_atoms))
-    assert np.isnan(harmonic_weights(flat, rows)).all()
+def test_partition_function_is_exact_on_average_from_any_number_of_draws(heavy):
+    """A factor of which the density of the hydrogens knows nothing: 1 / Z_H on average, from 2 draws as from 16."""
+    internal = internal_generator(heavy, 60, 64, 0, None)
+    few = replace(heavy, true=heavy.true.rows(np.zeros(4000, dtype=int)))
+    density, rng = hydrogen_density(internal), torch.Generator().manual_seed(0)
+    atoms = heavy.heavy(few.true).to(next(density.parameters()))
+    with torch.no_grad():
+        drawn, other = (density.sample(atoms, rng)[0] for _ in range(2))
+    stretch = lambda x: torch.cos(200 * x.double().sum((1, 2)))  # U = -kT log q - stretch: Z_H is the mean of its exp
+
+    def energy(positions):
+        return -heavy.kT * (density.log_prob(positions.to(atoms)).double() + stretch(positions))
+
+    potential = FunctionPotential(energy, heavy.molecule.n_atoms)
+    accepted = torch.rand(4000, generator=rng) < (stretch(drawn) - 1).exp()  # exact samples of exp(-U/kT) / Z_H
+    positions = drawn[accepted].double().numpy()
+    n = len(positions)
+    frames = replace(
+        few.true.rows(np.arange(n)), positions=positions, energies=potential(torch.as_tensor(positions)).numpy()
+    )
+    log_z = math.log(float(stretch(other).exp().mean()))
+    whole = replace(heavy, true=frames, potential=potential)
+    for n_draws in (2, 16):
+        weights = partition_function_weights(whole, internal, n_draws)
+        inverse = np.exp(weights + heavy.placed(heavy.heavy(frames).double()).numpy() / heavy.kT + log_z)
+        assert inverse.mean() == pytest.approx(1, abs=4 * inverse.std() / math.sqrt(n) + 0.05)
 
 
 def test_change_of_a_share_cancels_what_the_frames_have_in_common():
@@ -328,32 +341,40 @@ def test_change_of_a_share_cancels_what_the_frames_have_in_common():
     assert frames.change(inside, np.zeros(n)).error == 0
 
 
-def test_other_numbers_take_other_frames(heavy):
-    n = len(heavy.true.energies)
-    assert not set(thinned(heavy, n // 3, 0)) & set(thinned(heavy, n // 3, 1))
-    assert len(thinned(heavy, 10 * n)) == n
-
-
 def test_where_l2_plus_rests():
-    """q is normal, p has twice as much of it above zero: half of the samples, 2/3 by weight, all that is raised."""
+    """q is uniform, r takes the values 0, 1 and 4; K, of a whole batch, is 5/3, or less where clashes are left out."""
 
     class Flow:
         def sample_and_log_prob(self, n, rng):
-            x = torch.randn(n, 1, 3, generator=rng, dtype=torch.float64)
-            return x, -x.square().sum((1, 2)) / 2
+            x = torch.rand(n, 1, 3, generator=rng, dtype=torch.float64)
+            return x, torch.zeros(n, dtype=torch.float64)
 
-    above = lambda x: x[:, 0, 0] > 0
-    energy = lambda x: x.square().sum((1, 2)) / 2 - math.log(2) * above(x)
-    found = rest(SimpleNamespace(flow=Flow(), reduced_energy=energy, device="cpu"), above, 40_000, 256)
-    assert abs(found.samples.percent - 50) < 4 * found.samples.error < 2
-    assert abs(found.reweighted.percent - 200 / 3) < 4 * found.reweighted.error < 2
-    assert found.raised.percent == pytest.approx(100)
+    def energy(x):
+        return -torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)[(3 * x[:, 0, 0]).long()]
+
+    generator = SimpleNamespace(flow=Flow(), reduced_energy=energy, device="cpu")
+    high, half = lambda x: x[:, 0, 0] > 2 / 3, lambda x: x[:, 0, 1] < 0.5
+    middle = lambda x: (x[:, 0, 0] > 1 / 3) & ~high(x)
+    found = rest(generator, high, 50_000, 500)
+    weight = math.exp(4) / (1 + math.e + math.exp(4))
+    assert abs(found.samples.percent - 100 / 3) < 4 * found.samples.error < 2
+    assert abs(found.reweighted.percent - 100 * weight) < 4 * found.reweighted.error < 2
+    assert found.raised.percent == pytest.approx(100)  # K = 5/3 is above 1
+    assert rest(generator, half, 50_000, 500).raised.percent == pytest.approx(50, abs=2)
     assert found.bad == found.bad_elsewhere == 0
-    clashes = lambda x: torch.where(x[:, 0, 1] > 0, torch.inf, energy(x))
-    clashing = rest(SimpleNamespace(flow=Flow(), reduced_energy=clashes, device="cpu"), above, 40_000, 256)
-    assert clashing.bad == pytest.approx(50, abs=2)
-    assert abs(clashing.reweighted.percent - 200 / 3) < 4 * clashing.reweighted.error < 3
-    assert clashing.raised.percent == pytest.approx(100)
+
+    # Where half of the samples with r = 4 clash, K = (0 + 1 + 2) / 2.5 = 1.2; where all do, 1/2, and r = 1 is raised.
+    clashing = lambda share: lambda x: torch.where(high(x) & (x[:, 0, 2] < share), torch.inf, energy(x))
+    half_of_them = rest(SimpleNamespace(flow=Flow(), reduced_energy=clashing(0.5), device="cpu"), high, 50_000, 500)
+    assert half_of_them.bad == pytest.approx(50, abs=2)
+    assert half_of_them.samples.percent == pytest.approx(100 / 3, abs=1)
+    assert half_of_them.raised.percent == pytest.approx(100)
+    all_of_them = rest(SimpleNamespace(flow=Flow(), reduced_energy=clashing(2.0), device="cpu"), middle, 50_000, 500)
+    assert all_of_them.raised.percent == pytest.approx(100)
+    assert all_of_them.bad_elsewhere == pytest.approx(50, abs=2)
+    undefined = lambda x: torch.where(half(x), torch.nan, clashing(2.0)(x))
+    some = rest(SimpleNamespace(flow=Flow(), reduced_energy=undefined, device="cpu"), middle, 50_000, 500)
+    assert some.raised.percent == pytest.approx(100)
 
 
 def test_figures_of_a_generator(heavy):

@@ -64,7 +64,7 @@ class BeyondSettings:
     def shortened(self, share: float) -> BeyondSettings:
         """The same with a share of all steps and samples, to try whether it runs; it shows nothing then."""
         refinements = {
-            kind: replace(one, n_steps=max(4, round(share * one.n_steps)), measure_every=1)
+            kind: refinement(max(4, round(share * one.n_steps)), one.learning_rate)
             for kind, one in self.refinements.items()
         }
         return replace(
@@ -186,8 +186,7 @@ def run(
             "penalty in its target, whose factor its true share contains. Evaluations and seconds are those of the "
             "refinement; either generator was pre-trained on the same data, which takes no evaluation.",
             "L2+ moves mass from a mode with more of the samples than of (r - K)_+ to one with less, and rests where "
-            "the two are equal. That is where p = q only if q can be p: a mode that q fits worse than the rest has "
-            "larger (r - K)_+ beside its bad samples, and keeps more mass than it should. Weights mend that.",
+            "the two are equal, which holds for p = q, but not only there.",
         ],
         tables={"Refinements": _table(curves), "Where L2+ rests: the minor mode in the end": _rest_table(rests, true)},
     )

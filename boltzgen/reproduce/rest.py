@@ -23,7 +23,8 @@ class Rest:
     """What a mode has of a generator; standard errors from batches.
 
     The expected gradient of L2+ moves mass from a mode that has more of the samples than of (r - K)_+ to one that has
-    less. It vanishes where the shares are equal, which is where p = q only if q can be p.
+    less; that training clips gradients at a norm is not in it. It vanishes where the shares are equal, which holds for
+    p = q, but not only there.
 
     Attributes
     ----------
@@ -55,24 +56,26 @@ def rest(generator: BoltzmannGenerator, mode: Callable[[Tensor], Tensor], n: int
         Batches as in training, whose means K are.
     """
     rng = torch.Generator(device=generator.device).manual_seed(SEED)
-    ratios, insides, weights = [], [], []
+    ratios, insides, raised = [], [], []
     for _ in range(max(2, n // batch_size)):
         with torch.no_grad():
             x, log_q = generator.flow.sample_and_log_prob(batch_size, rng)
             reduced = generator.reduced_energy(x).double()
         insides.append(mode(x))
-        ratios.append((-soft_cap(reduced) - log_q).cpu())
-        weights.append((-reduced - log_q).cpu())
-    inside, ratio, weight = torch.stack(insides).cpu(), torch.stack(ratios), torch.stack(weights)
-    possible = torch.isfinite(ratio)  # the others have weight zero, and no part in the loss
-    ratio, weight = ratio.masked_fill(~possible, 0.0), weight.masked_fill(~possible, -torch.inf)
-    means = ratio.sum(1, keepdim=True) / possible.sum(1, keepdim=True).clamp(min=1)
-    bad = ~possible | (ratio < ratio[possible].median() - BAD)
+        log_ratio = -reduced - log_q
+        valid = torch.isfinite(log_ratio)  # the others have weight zero, and no part in the loss
+        capped = -soft_cap(reduced[valid]) - log_q[valid]
+        excess = torch.zeros_like(log_ratio)
+        excess[valid] = (capped - capped.mean()).clamp(min=0)
+        raised.append(excess)
+        ratios.append(log_ratio.masked_fill(~valid, -torch.inf))
+    inside, ratio = torch.stack(insides).cpu(), torch.stack(ratios).cpu()
+    bad = ratio < ratio.median() - BAD
     share = lambda w: _share(w * inside, w)
     return Rest(
         samples=share(torch.ones_like(ratio)),
-        raised=share((ratio - means).clamp(min=0) * possible),
-        reweighted=share((weight - weight.max()).exp()),
+        raised=share(torch.stack(raised).cpu()),
+        reweighted=share((ratio - ratio.max()).exp()),
         bad=100 * float(bad[inside].double().mean()),
         bad_elsewhere=100 * float(bad[~inside].double().mean()),
     )
