@@ -215,13 +215,12 @@ def _refined(
     )
     path = checkpoint(f"seed{seed}-{kind}-pretrained")
     pretrained_on_data(data, generator, sizes.pretraining_steps, BATCH_SIZE, seed, path)
-    identity = {"seed": seed, "data": data.sources, "flow": str(generator.flow), "pretraining": sizes.pretraining_steps}
     return refine(
         generator,
         settings.refinements[kind],
         lambda other: _measure(other, data, settings.n_measured),
         checkpoint=checkpoint(f"seed{seed}-{kind}"),
-        identity={**identity, "n_measured": settings.n_measured},
+        identity={"seed": seed, "settings": sizes.trained, "n_measured": settings.n_measured},
     )
 
 
