@@ -3,9 +3,10 @@
     boltzgen reproduce dialanine --out FOLDER
     python benchmarks/paper_sizes.py dialanine --out FOLDER [--iterations 6000] [--seeds 0 1 2] [--only NAME]
 
-or butane; or beyond, which has the data of dialanine and takes iterations for internal coordinates too. Reference,
-data, and the network for hydrogens are those of the scale "quick", from its checkpoints in the same folder; what L2+
-should converge to with hydrogens at their minimum is sampled seven times as long. Writes FOLDER/NAME-sizes.json, .md
+or butane; or beyond, which has the data of dialanine and takes iterations for internal coordinates too; or double-well,
+which needs nothing made before. Reference, data, and the network for hydrogens of the molecules are those of the scale
+"quick", from its checkpoints in the same folder; what L2+ should converge to with hydrogens at their minimum is sampled
+seven times as long. Writes FOLDER/NAME-sizes.json, .md
 and .png; Ctrl-C, then the same command goes on. With --only one refinement alone is brought to its end: several can run
 side by side once the first has done the pre-training.
 """
@@ -15,13 +16,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from boltzgen.interrupts import RunInterrupted
 from boltzgen.output_files import write_bytes
-from boltzgen.reproduce import beyond, butane, dialanine
+from boltzgen.reproduce import beyond, butane, dialanine, double_well
 from boltzgen.reproduce.heavy_atoms import prepare
 from boltzgen.reproduce.molecule_curves import checkpoints_in, refine_all
 from boltzgen.reproduce.molecule_settings import MoleculeSettings
@@ -35,7 +36,7 @@ MOLECULES = {"butane": (butane, butane.BUTANE), "dialanine": (dialanine, dialani
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=[*MOLECULES, "beyond"])
+    parser.add_argument("experiment", choices=[*MOLECULES, *OTHERS])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--iterations", type=int, default=6000, help="with L2+ or the other losses, by Cartesian flows")
     parser.add_argument("--internal", type=int, default=10_000, help="the same in internal coordinates, of beyond")
@@ -52,7 +53,7 @@ def main() -> None:
             )
         only(options, folder)
         return
-    report = of_beyond(options, folder) if name == "beyond" else of_molecule(options, folder)
+    report = OTHERS.get(name, of_molecule)(options, folder)
     title = f"{report.title}, the paper's network"
     replace(report, name=f"{name}-sizes", title=title).write(options.out, shlex.join(["python", *sys.argv]))
 
@@ -75,6 +76,22 @@ def of_beyond(options: argparse.Namespace, folder: Path) -> Report:
         refinements={kind: beyond.refinement(n, quick.refinements[kind].learning_rate) for kind, n in steps.items()},
     )
     return beyond.run(settings, options.seeds, folder, say, scale=SCALE)
+
+
+def of_double_well(options: argparse.Namespace, folder: Path) -> Report:
+    """All refinements of the double well, after the paper's pre-trainings."""
+    paper = double_well.SETTINGS["paper"]
+    refinement = replace(paper.refinement, n_steps=options.iterations, measure_every=max(1, options.iterations // 40))
+    settings = replace(
+        paper,
+        complete=replace(paper.complete, n_steps=options.pretraining),
+        refinement=refinement,
+        n_measured=double_well.SETTINGS["quick"].n_measured,
+    )
+    return double_well.run(settings, options.seeds, folder, say, scale=SCALE)
+
+
+OTHERS: dict[str, Callable[[argparse.Namespace, Path], Report]] = {"beyond": of_beyond, "double-well": of_double_well}
 
 
 def only(options: argparse.Namespace, folder: Path) -> None:

@@ -13,6 +13,7 @@ from boltzgen.energy.analytic import DoubleWell
 from boltzgen.flows.cartesian import CartesianFlow
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.reproduce.curves import kept_pretraining
+from boltzgen.reproduce.double_well_data import tempered_samples
 
 __all__ = ["Measured", "Pretraining", "UnscaledFlow", "double_well", "measure", "pretrained"]
 
@@ -33,13 +34,13 @@ class UnscaledFlow(CartesianFlow):
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A flow on the double well, and how it is pre-trained on exact samples.
+    """A flow on the double well, and how it is pre-trained on samples of it.
 
     Attributes
     ----------
     n_steps : int
     n_data : int
-        Of which a tenth is held out; the weights with the lowest held-out loss are kept.
+        By `tempered_samples`. A tenth is held out; the weights with the lowest held-out loss are kept.
     batch_size : int
     learning_rate : float
         Of Adam, to zero on a cosine.
@@ -100,7 +101,7 @@ def double_well(settings: Pretraining) -> DoubleWell:
 
 
 def pretrained(settings: Pretraining, seed: int, path: Path | None = None) -> BoltzmannGenerator:
-    """A generator pre-trained with KL_z (equation 4) on exact samples of the target.
+    """A generator pre-trained with KL_z (equation 4) on samples by parallel tempering (`tempered_samples`).
 
     Parameters
     ----------
@@ -121,10 +122,11 @@ def pretrained(settings: Pretraining, seed: int, path: Path | None = None) -> Bo
         torch.manual_seed(seed)
         flow = kind((1, settings.dimension), n_rounds=settings.n_rounds, n_hidden=settings.n_hidden)
     generator = BoltzmannGenerator(flow, target, seed=seed)
+    data = tempered_samples(target, settings.n_data, DATA_SEED + seed)
     kept_pretraining(
         path,
         generator,
-        target.sample(settings.n_data, torch.Generator().manual_seed(DATA_SEED + seed)),
+        data,
         {"seed": seed, **asdict(settings)},
         n_steps=settings.n_steps,
         batch_size=settings.batch_size,
