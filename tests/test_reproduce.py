@@ -19,10 +19,11 @@ from boltzgen.flows.cartesian import CartesianFlow
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.interrupts import RunInterrupted
 from boltzgen.losses import weighted_forward_kl
-from boltzgen.reproduce import double_well, propositions, reproduce
+from boltzgen.reproduce import double_well, double_well_data, propositions, reproduce
 from boltzgen.reproduce.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED, examine, findings_table
 from boltzgen.reproduce.curves import Curve, Refinement, refine
 from boltzgen.reproduce.double_well_claims import CLAIMS as DOUBLE_WELL_CLAIMS
+from boltzgen.reproduce.double_well_data import LADDERS, tempered_samples
 from boltzgen.reproduce.double_well_flow import Pretraining, measure, pretrained
 from boltzgen.reproduce.gradient_variance import exact_gradient, gradient_noise
 from boltzgen.reproduce.propositions_claims import CLAIMS as PROPOSITIONS_CLAIMS
@@ -75,6 +76,13 @@ CONTRADICTIONS = {
     "informative gradients": {"partial.cosine": -0.2, "partial.cosine_normalised": -0.1},
     "K*": {"complete.star": 1.01},
 }
+
+
+@pytest.fixture(autouse=True)
+def hasty_data(request, monkeypatch):
+    """Hardly a burn-in, but where a test is of the data: what becomes of a training on them is not looked at here."""
+    if "data_of_the_double_well" not in request.node.name:
+        monkeypatch.setattr(double_well_data, "BURN_IN", 100)
 
 
 @pytest.mark.parametrize("claim", [*DOUBLE_WELL_CLAIMS, *PROPOSITIONS_CLAIMS], ids=lambda claim: claim.key)
@@ -182,6 +190,30 @@ def test_pretrained_weights_are_kept_and_belong_to_their_settings(tmp_path):
     assert torch.equal(first.log_prob(x), again.log_prob(x))
     with pytest.raises(CheckpointError, match="seed"):
         pretrained(PRETRAINING, 1, path)
+
+
+def test_data_of_the_double_well_are_samples_of_it():
+    """All walkers start in the major minimum; the ladders are independent, so they tell the error of every average."""
+    target = DoubleWell(4, scale=10.0)
+    data = tempered_samples(target, 2500, seed=0)
+    exact = target.sample(200_000, torch.Generator().manual_seed(1))
+    observables = {
+        "minor well": target.in_minor_well,
+        "width of the first": lambda x: (x[:, 0, 0] - x[:, 0, 0].sign() * 1.7).square(),
+        "width of the second": lambda x: x[:, 0, 1].square(),
+        "energy": target,
+        "its square": lambda x: target(x).square(),
+    }
+    assert data.n == len(data.positions) == 2500
+    assert float(target.in_minor_well(torch.as_tensor(data.positions)).double().mean()) > 0.01
+    for name, observable in observables.items():
+        by_ladder = observable(torch.as_tensor(data.positions)).double().reshape(-1, LADDERS).mean(0)
+        error = float(by_ladder.std()) / LADDERS**0.5
+        assert abs(float(by_ladder.mean() - observable(exact).double().mean())) < 4 * error, name
+    again = tempered_samples(target, 1234, seed=0)
+    assert again.positions.shape == (1234, 1, 4)
+    assert (again.positions == data.positions[:1234]).all()
+    assert set(again.groups) == set(range(LADDERS))
 
 
 def test_only_a_normalised_start_takes_the_widths_of_the_data():

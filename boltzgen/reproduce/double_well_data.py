@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from boltzgen.energy.analytic import DoubleWell
 from boltzgen.ensemble import Ensemble
+from boltzgen.progress import shown_steps
 from boltzgen.sampling.parallel_tempering import ReplicaExchange
 from boltzgen.sampling.run import GAS_CONSTANT
 
@@ -22,12 +22,7 @@ EXCHANGE, THINNING, BURN_IN = 10, 100, 4000  # steps
 REACH = 2.4  # over sqrt(d), of the widths: Roberts, Gelman and Gilks, Ann. Appl. Probab. 7, 110 (1997)
 
 
-def tempered_samples(
-    target: DoubleWell,
-    n_samples: int,
-    seed: int,
-    shown: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps,
-) -> Ensemble:
+def tempered_samples(target: DoubleWell, n_samples: int, seed: int) -> Ensemble:
     """Samples of a double well by random-walk Metropolis-Hastings at several temperatures, with replica exchange.
 
     All ladders start in the major minimum, so that whatever the minor well has was found.
@@ -38,8 +33,6 @@ def tempered_samples(
     n_samples : int
         In all ladders together, every 100 steps after a burn-in of 4,000.
     seed : int
-    shown : callable
-        Wraps the steps, to show their progress or to end them.
 
     Returns
     -------
@@ -56,7 +49,7 @@ def tempered_samples(
     x[:, 0, 0] = _major_minimum(target)
     energy, saved = target(x), []
     n_saved = math.ceil(n_samples / n_ladders)
-    for step in shown(range(1, BURN_IN + n_saved * THINNING + 1)):
+    for step in shown_steps(range(1, BURN_IN + n_saved * THINNING + 1), "data by parallel tempering"):
         proposed = x + reach * torch.randn(x.shape, dtype=x.dtype, generator=rng)
         there = target(proposed)
         chance = torch.rand(len(x), dtype=x.dtype, generator=rng)

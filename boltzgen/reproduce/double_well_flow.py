@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from boltzgen.diagnostics import effective_sample_fraction
 from boltzgen.energy.analytic import DoubleWell
+from boltzgen.ensemble import Ensemble
 from boltzgen.flows.cartesian import CartesianFlow
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.reproduce.curves import kept_pretraining
@@ -122,11 +124,10 @@ def pretrained(settings: Pretraining, seed: int, path: Path | None = None) -> Bo
         torch.manual_seed(seed)
         flow = kind((1, settings.dimension), n_rounds=settings.n_rounds, n_hidden=settings.n_hidden)
     generator = BoltzmannGenerator(flow, target, seed=seed)
-    data = tempered_samples(target, settings.n_data, DATA_SEED + seed)
     kept_pretraining(
         path,
         generator,
-        data,
+        _data(settings.dimension, settings.scale, settings.n_data, seed),
         {"seed": seed, **asdict(settings)},
         n_steps=settings.n_steps,
         batch_size=settings.batch_size,
@@ -135,6 +136,12 @@ def pretrained(settings: Pretraining, seed: int, path: Path | None = None) -> Bo
         seed=seed,
     )
     return generator
+
+
+@lru_cache(maxsize=2)
+def _data(dimension: int, scale: float, n_data: int, seed: int) -> Ensemble:
+    """The same for the partial and the complete pre-training of a seed."""
+    return tempered_samples(DoubleWell(dimension, scale=scale), n_data, DATA_SEED + seed)
 
 
 def measure(generator: BoltzmannGenerator, n_samples: int) -> Measured:
