@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -64,12 +64,16 @@ CURVES = (
     CurveKind("l2+", "L2+", "l2+"),
 )
 
+PLACED = Sampling(
+    100_000, 4, 800.0, save_interval=100, time_step=4.0, n_walkers=64, trajectory=25, exchange_interval=25
+)
+
 SETTINGS = {
     "quick": MoleculeSettings(
         temperature=300.0,
         reference=Sampling(25_000, 5, 1000.0, save_interval=100, time_step=2.0, trajectory=50),
         data=Sampling(12_000, 5, 1000.0, save_interval=100, time_step=2.0, trajectory=50),
-        placed=Sampling(n_steps=2500, n_replicas=4, t_max=800.0, save_interval=100, time_step=1.5),
+        placed=replace(PLACED, n_steps=6000),
         placement_steps=400,
         pretraining_steps=1000,
         refinement=Refinement("", n_steps=1000, batch_size=256, learning_rate=1e-4, measure_every=50),
@@ -82,7 +86,7 @@ SETTINGS = {
         temperature=300.0,
         reference=Sampling(200_000, 6, 1200.0, save_interval=200, time_step=2.0, trajectory=50),
         data=Sampling(100_000, 6, 1200.0, save_interval=200, time_step=2.0, trajectory=50),
-        placed=Sampling(n_steps=100_000, n_replicas=5, t_max=800.0, save_interval=200),
+        placed=PLACED,
         placement_steps=2000,
         pretraining_steps=10_000,
         refinement=Refinement("", n_steps=100_000, batch_size=256, learning_rate=1e-4, measure_every=1000),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -81,13 +81,17 @@ CURVES = (
 # These have as much: the refinements then start, as there, with far more of the mode than their target has.
 DATA_SHARE = ("minor", 0.06)
 
+PLACED = Sampling(
+    100_000, 3, 450.0, save_interval=50, time_step=4.0, n_walkers=128, trajectory=25, exchange_interval=25
+)
+
 SETTINGS = {
     "quick": MoleculeSettings(
         temperature=300.0,
         reference=FlattenedSampling(n_learning=8000, n_spreading=5000, n_steps=15_000, save_interval=50),
-        data=Sampling(n_steps=12_000, n_replicas=1, t_max=300.0, save_interval=100, n_walkers=512),
+        data=Sampling(6000, 5, 600.0, save_interval=100, time_step=2.0, n_walkers=512, trajectory=50),
         data_share=DATA_SHARE,
-        placed=FlattenedSampling(n_learning=0, n_spreading=0, n_steps=10_000, save_interval=50),
+        placed=replace(PLACED, n_steps=8000),
         placement_steps=400,
         pretraining_steps=2000,
         refinement=Refinement("", n_steps=1000, batch_size=256, learning_rate=3e-5, measure_every=50),
@@ -99,9 +103,9 @@ SETTINGS = {
     "paper": MoleculeSettings(
         temperature=300.0,
         reference=FlattenedSampling(n_learning=40_000, n_spreading=20_000, n_steps=200_000, save_interval=200),
-        data=Sampling(50_000, 1, 300.0, save_interval=200, time_step=2.0, n_walkers=512, trajectory=50),
+        data=Sampling(50_000, 5, 600.0, save_interval=200, time_step=2.0, n_walkers=512, trajectory=50),
         data_share=DATA_SHARE,
-        placed=FlattenedSampling(n_learning=0, n_spreading=0, n_steps=40_000, save_interval=50),
+        placed=PLACED,
         placement_steps=4000,
         pretraining_steps=10_000,
         refinement=Refinement("", n_steps=100_000, batch_size=256, learning_rate=1e-4, measure_every=1000),

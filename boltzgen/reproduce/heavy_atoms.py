@@ -48,6 +48,7 @@ __all__ = [
 
 Array = np.ndarray
 SPREADING_ROUNDS = 20  # between which it can be interrupted
+NO_BIAS = np.zeros(0)
 DATA_SEED, PLACED_SEED, NETWORK_SEED, REFERENCE_SEED, START_SEED = 1, 2, 3, 4, 5
 
 
@@ -105,7 +106,7 @@ class Frames:
     energies : (n,) array
         kJ/mol.
     log_weights : (n,) array
-        Zeros from parallel tempering.
+        Zeros from parallel tempering without a bias.
     groups : (n,) array
         Which of the independent ladders or walkers each frame is of.
     evaluations : int
@@ -113,7 +114,7 @@ class Frames:
     outside : float
         Share of frames that were left out, with a cis amide for instance.
     grid : (n, n) array
-        kJ/mol; the bias on phi and psi that the frames were sampled under. Empty from parallel tempering.
+        kJ/mol; the bias on phi and psi that the frames were sampled under. Empty if without.
     """
 
     positions: Array
@@ -123,7 +124,7 @@ class Frames:
     evaluations: int
     seconds: float
     outside: float
-    grid: Array = field(default_factory=lambda: np.zeros(0))
+    grid: Array = field(default_factory=lambda: NO_BIAS)
 
     @property
     def effective(self) -> float:
@@ -262,7 +263,7 @@ def prepare_data(
     potential, atoms = CompiledPotential(molecule), np.asarray(molecule.heavy_atoms)
     reference = minimized_positions(molecule)[atoms]
     by = {"seed": REFERENCE_SEED, "temperature": settings.temperature, "network": ""}
-    true = _frames(molecule, potential, potential, settings.reference, by, checkpoint("reference"))
+    true = _frames(molecule, potential, settings.reference, by, checkpoint("reference"))
     say(
         f"{case.name}: {len(true.energies):,} frames of the Boltzmann distribution, {true.evaluations:,} evaluations "
         f"in {true.seconds:.0f} s"
@@ -271,7 +272,7 @@ def prepare_data(
     known = MoleculeData(case, molecule, potential, atoms, reference - reference.mean(0), sources, true, true)
     start = spread(known, true, settings.data, settings.data_share)
     by |= {"seed": DATA_SEED, "start": sources}
-    data = _frames(molecule, potential, potential, settings.data, by, checkpoint("data"), start)
+    data = _frames(molecule, potential, settings.data, by, checkpoint("data"), start)
     say(f"{case.name}: {len(data.energies):,} frames to train on, {data.evaluations:,} evaluations")
     return replace(known, data=data)
 
@@ -316,8 +317,8 @@ def prepare(
         say(f"{case.name}: {accuracy}")
     placed = PlacedPotential(placement)
     by = {"seed": PLACED_SEED, "temperature": settings.temperature, "network": str(identity)}
-    start = spread(known, true, settings.placed)
-    minimized = _frames(molecule, potential, placed, settings.placed, by, checkpoint("minimized"), start, true.grid)
+    start = spread(known, true, settings.placed, weighted=False)
+    minimized = _frames(molecule, placed, settings.placed, by, checkpoint("minimized"), start, true.grid)
     say(
         f"{case.name}: {len(minimized.energies):,} frames with hydrogens at their minimum, "
         f"{minimized.evaluations:,} evaluations in {minimized.seconds:.0f} s"
@@ -337,15 +338,16 @@ def prepare(
 def spread(
     known: MoleculeData,
     frames: Frames,
-    sampling: Sampling | FlattenedSampling,
+    sampling: Sampling,
     chosen: tuple[str, float] | None = None,
+    weighted: bool = True,
 ) -> Array:
     """Positions (n_walkers, N, 3) of frames, in which every mode has its share as far as so few can show it.
 
-    Without the weights of the frames where the walkers will move under a bias, which is what these weights undo.
-
     Parameters
     ----------
+    weighted : bool
+        Whether by the weights of the frames; without them where the walkers will move under the bias that these undo.
     chosen : (str, float), optional
         A mode, and its share instead of its own.
 
@@ -355,8 +357,7 @@ def spread(
         If no frame is in the chosen mode, or all are.
     """
     inside = {name: mode(known.heavy(frames)).numpy() for name, mode in known.case.modes.items()}
-    log_weights = frames.log_weights if isinstance(sampling, Sampling) else np.zeros(len(frames.energies))
-    weights = np.exp(log_weights - log_weights.max())
+    weights = np.exp(frames.log_weights - frames.log_weights.max()) if weighted else np.ones(len(frames.energies))
     if chosen is not None:
         name, share = chosen
         if inside[name].all() or not inside[name].any():
@@ -375,15 +376,14 @@ def spread(
 
 def _run(
     molecule: Molecule,
-    whole: CompiledPotential,
     potential: Any,
     sampling: Sampling | FlattenedSampling,
     seed: int,
     start: Array | None,
-    grid: Array | None,
+    grid: Array,
     part: Callable[[str], Path | None],
 ) -> SamplingRun:
-    """Frames from given starts; under a given bias on phi and psi, or one that is learned, if they are flattened.
+    """Frames by parallel tempering, from a start and with a bias on phi and psi if they are given; or by flattening.
 
     ``part`` gives a file for each part of the work, from which it goes on after an interruption.
 
@@ -398,40 +398,36 @@ def _run(
             shown = lambda steps: shown_steps(steps, label, interrupts.requested)
             return sample(molecule, *args, **options, progress=shown, checkpoint=part(label))
 
+    torsions, options = molecule.torsions, asdict(sampling)
     if isinstance(sampling, Sampling):
-        label = "parallel tempering" if sampling.n_replicas > 1 else "dynamics"
-        run: SamplingRun = sampled(label, parallel_tempering, potential, seed=seed, start=start, **asdict(sampling))
+        options["bias"] = TorsionBias((torsions["phi"], torsions["psi"]), grid) if grid.size else None
+        run: SamplingRun = sampled(
+            "parallel tempering", parallel_tempering, potential, seed=seed, start=start, **options
+        )
         return run
-    options, earlier = asdict(sampling), []
     n_learning, n_spreading = options.pop("n_learning"), options.pop("n_spreading")
-    if grid is None or not grid.size:
-        learning = {"n_steps": n_learning, "n_walkers": sampling.n_walkers, "seed": seed}
-        learned = sampled("learning the bias", learn_bias, whole, **learning)
-        grid = learned.grid
-        earlier.append(learned)
-    bias = TorsionBias((molecule.torsions["phi"], molecule.torsions["psi"]), grid)
-    if start is None:
-        spreading = options | {"n_steps": n_spreading, "save_interval": max(n_spreading // SPREADING_ROUNDS, 1)}
-        first = sampled("spreading", flattened_sampling, potential, bias, seed=seed + 2, **spreading)
-        start = first.ensemble.positions[-sampling.n_walkers :]
-        earlier.append(first)
+    learning = {"n_steps": n_learning, "n_walkers": sampling.n_walkers, "seed": seed}
+    bias = sampled("learning the bias", learn_bias, potential, **learning)
+    spreading = options | {"n_steps": n_spreading, "save_interval": max(n_spreading // SPREADING_ROUNDS, 1)}
+    first = sampled("spreading", flattened_sampling, potential, bias, seed=seed + 2, **spreading)
+    start = first.ensemble.positions[-sampling.n_walkers :]
     run = sampled("flattened sampling", flattened_sampling, potential, bias, seed=seed + 1, start=start, **options)
-    evaluations, seconds = (sum(getattr(one, cost) for one in [*earlier, run]) for cost in ("evaluations", "seconds"))
-    return replace(run, evaluations=evaluations, seconds=seconds, settings={**run.settings, "grid": grid})
+    evaluations, seconds = (
+        sum(getattr(one, cost) for one in (bias, first, run)) for cost in ("evaluations", "seconds")
+    )
+    return replace(run, evaluations=evaluations, seconds=seconds, settings={**run.settings, "grid": bias.grid})
 
 
 def _frames(
     molecule: Molecule,
-    whole: CompiledPotential,
     potential: Any,
     sampling: Sampling | FlattenedSampling,
     identity: Mapping[str, Any],
     path: Path | None,
     start: Array | None = None,
-    grid: Array | None = None,
+    grid: Array = NO_BIAS,
 ) -> Frames:
-    """Frames by sampling a potential of the molecule, ``whole`` being that of all its atoms."""
-
+    """Frames by sampling a potential of the molecule."""
     known = {**identity, **asdict(sampling)}
 
     def part(label: str) -> Path | None:
@@ -440,7 +436,7 @@ def _frames(
         return path.with_name(f"{path.stem}-{digest(str(known))}-{label.replace(' ', '-')}{path.suffix}")
 
     def make() -> dict[str, Array]:
-        run = _run(molecule, whole, potential, sampling, int(identity["seed"]), start, grid, part)
+        run = _run(molecule, potential, sampling, int(identity["seed"]), start, grid, part)
         ensemble = run.ensemble
         inside = np.asarray(domain_of(molecule)(ensemble.positions))
         return {
@@ -448,7 +444,7 @@ def _frames(
             "energies": np.asarray(ensemble.energies)[inside],
             "log_weights": np.asarray(ensemble.log_weights, dtype=np.float64)[inside],
             "groups": np.asarray(ensemble.groups)[inside],
-            "grid": np.asarray(run.settings.get("grid", np.zeros(0))),
+            "grid": np.asarray(run.settings.get("grid", grid)),
             "cost": np.array([run.evaluations, run.seconds, ensemble.weights @ ~inside]),
         }
 

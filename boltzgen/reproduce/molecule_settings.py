@@ -28,10 +28,7 @@ class CurveKind:
 
 @dataclass(frozen=True)
 class Sampling:
-    """A parallel-tempering run, or dynamics at the molecule's temperature where there is one replica.
-
-    Parameters of `boltzgen.sampling.parallel_tempering`.
-    """
+    """A parallel-tempering run; parameters of `boltzgen.sampling.parallel_tempering`."""
 
     n_steps: int
     n_replicas: int
@@ -40,6 +37,7 @@ class Sampling:
     time_step: float = 1.0
     n_walkers: int = 64
     trajectory: int | None = None
+    exchange_interval: int = 100
 
     def shortened(self, share: float) -> Sampling:
         """The same with a share of the steps, and few replicas and walkers."""
@@ -54,10 +52,9 @@ class FlattenedSampling:
     Attributes
     ----------
     n_learning : int
-        Steps in which the bias is learned, on the energy of all atoms; none where one is given.
+        Steps in which the bias is learned.
     n_spreading : int
-        Steps under the bias before those that count, in which the walkers leave the structure's basin; none where they
-        start from given frames.
+        Steps under the bias before those that count, in which the walkers leave the structure's basin.
     """
 
     n_learning: int
@@ -87,8 +84,8 @@ class MoleculeSettings:
         On U: the populations of the Boltzmann distribution, and frames that the other two start from.
     data : Sampling
         On U, for all that is trained on data.
-    placed : Sampling or FlattenedSampling
-        On U with the hydrogens at their minimum.
+    placed : Sampling
+        On U with the hydrogens at their minimum; under the bias of the reference, if that has one.
     placement_steps : int
         Of the network that places hydrogens.
     data_share : (str, float), optional
@@ -114,7 +111,7 @@ class MoleculeSettings:
     temperature: float
     reference: Sampling | FlattenedSampling
     data: Sampling
-    placed: Sampling | FlattenedSampling
+    placed: Sampling
     placement_steps: int
     pretraining_steps: int
     refinement: Refinement
@@ -157,26 +154,21 @@ class MoleculeSettings:
         )
 
 
-def _in_words(sampling: Sampling | FlattenedSampling) -> str:
+def _in_words(sampling: Sampling | FlattenedSampling, bias: str = "") -> str:
     moves = f"Langevin dynamics (BAOAB, {sampling.time_step:g} fs, not Metropolised)"
-    if isinstance(sampling, Sampling) and sampling.trajectory is not None:
+    if isinstance(sampling, FlattenedSampling):
+        return (
+            f"{moves} under a bias that makes phi and psi flat, learned on U in {sampling.n_learning:,} steps; "
+            f"{sampling.n_walkers} walkers of {sampling.n_steps:,} steps, reweighted"
+        )
+    if sampling.trajectory is not None:
         moves = (
             f"Metropolis-Hastings (hybrid Monte Carlo, trajectories of {sampling.trajectory} steps of "
             f"{sampling.time_step:g} fs)"
         )
-    if isinstance(sampling, FlattenedSampling):
-        steps = sampling.n_learning
-        learned = f"learned on U in {steps:,} steps" if steps else "that of the Boltzmann distribution's frames"
-        return (
-            f"{moves} under a bias that makes phi and psi flat, {learned}; "
-            f"{sampling.n_walkers} walkers of {sampling.n_steps:,} steps, reweighted (parallel tempering of this "
-            "length does not find a mode of 1 %)"
-        )
-    if sampling.n_replicas == 1:
-        return f"{moves}, {sampling.n_walkers} walkers of {sampling.n_steps:,} steps"
     return (
-        f"parallel tempering of {moves}, {sampling.n_replicas} temperatures up to {sampling.t_max:g} K, "
-        f"{sampling.n_walkers} ladders of {sampling.n_steps:,} steps"
+        f"parallel tempering of {moves}{bias}, {sampling.n_replicas} temperatures up to {sampling.t_max:g} K, swaps "
+        f"every {sampling.exchange_interval} steps, {sampling.n_walkers} ladders of {sampling.n_steps:,} steps"
     )
 
 
@@ -184,6 +176,7 @@ def common_choices(settings: MoleculeSettings) -> list[Choice]:
     """What the paper leaves open for both molecules, or what is done otherwise here."""
     refinement, chosen = settings.refinement, settings.data_share
     of_mode = "" if chosen is None else f", {100 * chosen[1]:g} % of the walkers in the mode {chosen[0]!r}"
+    flat = " under the same bias, reweighted" if isinstance(settings.reference, FlattenedSampling) else ""
     return [
         Choice(
             "populations of the Boltzmann distribution",
@@ -199,7 +192,7 @@ def common_choices(settings: MoleculeSettings) -> list[Choice]:
         Choice(
             "populations with hydrogens at their minimum",
             "equation 32",
-            f"sampled on U(h(x_C)) from frames of the Boltzmann distribution on: {_in_words(settings.placed)}",
+            f"sampled on U(h(x_C)) from frames of the Boltzmann distribution on: {_in_words(settings.placed, flat)}",
         ),
         Choice(
             "alignment penalty",

@@ -80,6 +80,8 @@ class BiasedEnergy:
         The first bias; its torsions and grid size stay.
     planned : int
         Evaluations to come, to decide whether compiling pays.
+    device : str or torch.device, optional
+        That of the potential if absent.
 
     Attributes
     ----------
@@ -88,8 +90,10 @@ class BiasedEnergy:
         By the numbers of the particles that move.
     """
 
-    def __init__(self, potential: Potential, bias: TorsionBias, planned: int) -> None:
-        device = device_of(potential)
+    def __init__(
+        self, potential: Potential, bias: TorsionBias, planned: int, device: torch.device | str | None = None
+    ) -> None:
+        device = device_of(potential) if device is None else torch.device(device)
         self.torsions = tuple(particle_numbers(potential, row) for row in bias.atoms)
         tables = bias.tables(self.torsions)
         self._cells = bias.grid.size

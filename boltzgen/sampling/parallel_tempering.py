@@ -15,10 +15,11 @@ from boltzgen.energy import potential as choose_potential
 from boltzgen.ensemble import Ensemble
 from boltzgen.errors import PotentialError
 from boltzgen.progress import StepsShower, interruptible_steps
+from boltzgen.sampling.flattened import BiasedEnergy, TorsionBias
 from boltzgen.sampling.hybrid_walkers import HybridWalkers
 from boltzgen.sampling.langevin import BatchedLangevin, heavy_hydrogens, layout_forces, relax
 from boltzgen.sampling.particles import Particles
-from boltzgen.sampling.rounds import SamplingRounds, Spent
+from boltzgen.sampling.rounds import SamplingRounds, Spent, digest
 from boltzgen.sampling.run import GAS_CONSTANT, SamplingRun, generator, in_femtoseconds, in_kelvin
 
 __all__ = ["ReplicaExchange", "parallel_tempering"]
@@ -136,6 +137,7 @@ def parallel_tempering(
     exchange_interval: int = 100,
     save_interval: int = 500,
     burn_in: float = 0.2,
+    bias: TorsionBias | None = None,
     seed: int = 0,
     start: Any = None,
     device: str | torch.device = "cpu",
@@ -174,6 +176,9 @@ def parallel_tempering(
         Steps between swaps, and between saved frames of the target temperature.
     burn_in : float
         Share of the steps whose frames are left out.
+    bias : TorsionBias, optional
+        Added to the energy at every temperature, and taken out again by the weights of the frames: where two slow
+        torsions are known, from `learn_bias`.
     seed : int
         Two runs with the same seed and the same machine give the same frames.
     start : Quantity, array or tensor, optional
@@ -181,7 +186,8 @@ def parallel_tempering(
     device : str or torch.device
         Where to run.
     all_temperatures : bool
-        Keep the frames of every temperature too, in `SamplingRun.replicas`: R times the memory, for MBAR.
+        Keep the frames of every temperature too, in `SamplingRun.replicas`: R times the memory, for MBAR, which takes
+        no bias.
     progress : bool or callable
         Show a progress bar, where the first Ctrl-C ends the sampling with the frames that there are; or wrap the rounds
         with this, which may end them early too.
@@ -208,6 +214,8 @@ def parallel_tempering(
         if exchange_interval % trajectory:
             raise PotentialError(f"exchange_interval={exchange_interval} is no multiple of trajectory={trajectory}")
     _check(n_steps=n_steps, n_replicas=n_replicas, n_walkers=n_walkers, exchange_interval=exchange_interval)
+    if bias is not None and all_temperatures:
+        raise PotentialError("all_temperatures: frames of a biased ladder are weighted at its lowest temperature alone")
     t_min, step_fs = in_kelvin(molecule.temperature), in_femtoseconds(time_step)
     if in_kelvin(t_max) <= t_min and n_replicas > 1:
         raise PotentialError(f"t_max must be above the temperature of the molecule, {t_min:g} K")
@@ -217,7 +225,9 @@ def parallel_tempering(
     spent = Spent(particles)
     random = generator(seed, device)
     exchange = ReplicaExchange(np.geomspace(t_min, in_kelvin(t_max), n_replicas), n_walkers, generator(seed + 1))
-    forces = layout_forces(potential, device, torch.float32, n_steps * n_replicas * n_walkers)
+    planned = n_steps * n_replicas * n_walkers
+    biased = None if bias is None else BiasedEnergy(potential, bias, planned, device)
+    forces = layout_forces(potential, device, torch.float32, planned) if biased is None else biased.forces
     x = particles.start(start, n_walkers).to(device).repeat(1, 1, n_replicas)
     constraints = particles.constraints(x)
     if trajectory is not None and constraints is not None:
@@ -238,6 +248,8 @@ def parallel_tempering(
         "seed": seed,
         "all_temperatures": all_temperatures,
     }
+    if bias is not None:
+        identity |= {"torsions": str(bias.atoms), "bias": digest(bias.grid)}
     sampled = SamplingRounds(n_rounds, spent, particles, checkpoint, identity, x, lambda x: forces(x)[0])
     if not sampled.go_on:
         x = relax(forces, x, constraints=constraints)
@@ -254,18 +266,24 @@ def parallel_tempering(
             order, scale = exchange.propose(walkers.energies)
             walkers.permute(order.to(device), scale.to(walkers.positions))
             if round_ >= burn_in * n_rounds and (round_ + 1) % save_rounds == 0:
-                positions = particles.all_atoms(walkers.frames()[:n_saved]).cpu().numpy()
-                sampled.keep(positions=positions, energies=walkers.energies[:n_saved].cpu().numpy())
+                frames = particles.all_atoms(walkers.frames()[:n_saved])
+                added = {} if bias is None else {"bias": bias.energy(frames).cpu().numpy()}
+                energies = walkers.energies[:n_saved].cpu().numpy()
+                sampled.keep(positions=frames.cpu().numpy(), energies=energies, **added)
     sampled.finish()
     sampled.require_frames(exchange_interval)
     kTs = GAS_CONSTANT * exchange.temperatures.numpy()
-    replicas = _ensembles(particles, sampled.frames["positions"], sampled.frames["energies"], n_walkers, kTs)
+    replicas = _ensembles(particles, sampled.frames, n_walkers, kTs)
     ensemble, accepted = replicas[0], np.zeros(0)
     if isinstance(walkers, HybridWalkers):
         accepted = walkers.acceptance().reshape(-1, n_walkers).mean(1)
     return SamplingRun(
         ensemble=ensemble,
-        method="parallel tempering" if trajectory is None else "parallel tempering, hybrid Monte Carlo",
+        method=", ".join(
+            ["parallel tempering"]
+            + ([] if trajectory is None else ["hybrid Monte Carlo"])
+            + ([] if bias is None else ["flattened torsions, reweighted"])
+        ),
         evaluations=spent.evaluations,
         seconds=spent.seconds,
         n_steps=sampled.done * exchange_interval,
@@ -275,7 +293,7 @@ def parallel_tempering(
         temperatures=exchange.temperatures.numpy(),
         swap_acceptance=(exchange.accepted / exchange.attempted.clamp(min=1)).numpy(),
         round_trips=exchange.round_trips if n_replicas > 1 else None,
-        mass_metric=float(ensemble.log_weights.std()),
+        mass_metric=float(particles.log_metric(ensemble.positions).std()),
         replicas=replicas if all_temperatures else (),
         move_acceptance=accepted,
         settings=settings,
@@ -283,26 +301,27 @@ def parallel_tempering(
 
 
 def _ensembles(
-    particles: Particles, frames: list[np.ndarray], energies: list[np.ndarray], n_walkers: int, kT: np.ndarray
+    particles: Particles, frames: Mapping[str, list[np.ndarray]], n_walkers: int, kT: np.ndarray
 ) -> tuple[Ensemble, ...]:
     """One for each temperature that frames were saved of, the lowest first.
 
-    Equal weights, but for the mass metric of constraints; the walker is the group.
+    Equal weights, but for the bias and the mass metric of constraints; the walker is the group.
     """
-    positions, reduced = np.stack(frames), np.stack(energies)
+    positions, total = np.stack(frames["positions"]), np.stack(frames["energies"])
+    bias = np.stack(frames["bias"]) if "bias" in frames else np.zeros(total.shape)
     found = []
     for k, start in enumerate(range(0, positions.shape[1], n_walkers)):
         rows = slice(start, start + n_walkers)
-        x = positions[:, rows].reshape(-1, *positions.shape[2:])
+        x, added = positions[:, rows].reshape(-1, *positions.shape[2:]), bias[:, rows].reshape(-1)
         found.append(
             Ensemble(
                 positions=x,
-                log_weights=-particles.log_metric(x),
+                log_weights=added / float(kT[k]) - particles.log_metric(x),
                 kT=particles.molecule.kT if k == 0 else float(kT[k]),
-                energies=reduced[:, rows].reshape(-1),
+                energies=total[:, rows].reshape(-1) - added,
                 molecule=particles.molecule,
                 target=particles.target,
-                groups=np.tile(np.arange(n_walkers), len(frames)),
+                groups=np.tile(np.arange(n_walkers), len(positions)),
             )
         )
     return tuple(found)
