@@ -39,12 +39,14 @@ def main() -> None:
     parser.add_argument("experiment", choices=[*MOLECULES, *OTHERS])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--iterations", type=int, default=6000, help="with L2+ or the other losses, by Cartesian flows")
-    parser.add_argument("--internal", type=int, default=10_000, help="the same in internal coordinates, of beyond")
+    parser.add_argument("--internal", type=int, help="the same in internal coordinates, of beyond (default: 10,000)")
     parser.add_argument("--pretraining", type=int, default=10_000, help="steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", metavar="NAME", help="of a refinement of a molecule")
     options = parser.parse_args()
     name, folder = options.experiment, options.out / SCALE
+    if options.internal is not None and name != "beyond":
+        parser.error(f"{name} has no refinement in internal coordinates for --internal")
     if options.only is not None:
         names = [kind.name for kind in MOLECULES[name][0].CURVES] if name in MOLECULES else []
         if options.only not in names:
@@ -69,7 +71,7 @@ def of_beyond(options: argparse.Namespace, folder: Path) -> Report:
     """Both generators with hydrogens from a flow."""
     share_checkpoints(options.out, "dialanine", DATA, folder, SCALE)
     quick = beyond.SETTINGS["quick"]
-    steps = {"internal": options.internal, "cartesian": options.iterations}
+    steps = {"internal": options.internal or 10_000, "cartesian": options.iterations}
     settings = replace(
         quick,
         molecule=molecule_settings("dialanine", options),

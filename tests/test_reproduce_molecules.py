@@ -218,7 +218,7 @@ def test_share_of_weighted_frames_and_its_error():
 
 
 def test_starts_have_the_shares_of_the_frames(heavy):
-    """With the weights of the frames for walkers without a bias, and without them for walkers under one."""
+    """With the weights of the frames, and without them for walkers under their bias."""
     positions = heavy.data.positions[:1].repeat(10, 0)
     positions[:3] *= np.array([1.0, 1.0, -1.0])  # one angle, of either sign
     positions[:, :, 0] += np.arange(10)[:, None]
@@ -234,9 +234,10 @@ def test_starts_have_the_shares_of_the_frames(heavy):
     inside = mode(known.heavy(turned)).numpy()
     assert inside.sum() in (3, 7)
     tempering = replace(SMALL.placed, n_walkers=34)
-    flat = replace(dialanine.SETTINGS["quick"].placed, n_walkers=10)
-    for sampling, share in ((tempering, turned.share(inside).percent / 100), (flat, inside.mean())):
-        starts = torch.as_tensor(spread(known, turned, sampling)[:, heavy.atoms])
+    biased = replace(tempering, n_walkers=10)
+    weighted = turned.share(inside).percent / 100
+    for sampling, by_weight, share in ((tempering, True, weighted), (biased, False, inside.mean())):
+        starts = torch.as_tensor(spread(known, turned, sampling, weighted=by_weight)[:, heavy.atoms])
         assert mode(starts).double().mean().item() == pytest.approx(share, abs=1e-6)
     chosen = torch.as_tensor(spread(known, turned, tempering, ("plus", 0.5))[:, heavy.atoms])
     assert mode(chosen).double().mean().item() == pytest.approx(0.5, abs=1e-6)
@@ -424,7 +425,7 @@ def test_interrupted_again_and_again_it_comes_to_the_same(tmp_path, monkeypatch)
             except RunInterrupted as stop:
                 stopped_in.append(stop.checkpoint)
     stages = {" ".join(path.stem.split("-")[::2][:2]) for path in stopped_in}  # the digest of their settings left out
-    assert stages >= {"reference learning", "reference spreading", "minimized flattened", "network"}
+    assert stages >= {"reference learning", "reference spreading", "minimized parallel", "network"}
     for sampled in ("true", "data", "minimized"):
         mine, other = getattr(again, sampled), getattr(whole, sampled)
         for values in ("positions", "energies", "log_weights", "grid"):
@@ -438,7 +439,7 @@ def test_interrupted_again_and_again_it_comes_to_the_same(tmp_path, monkeypatch)
 
 def test_what_was_made_from_other_data_is_refused(tmp_path, monkeypatch):
     """The reference is gone on with; what was trained or sampled from the data is not."""
-    monkeypatch.setattr(heavy_atoms, "spread", lambda known, frames, sampling, chosen=None: frames.positions[:8])
+    monkeypatch.setattr(heavy_atoms, "spread", lambda known, frames, *how, **options: frames.positions[:8])
     checkpoint = checkpoints_in(tmp_path, "butane")
     prepare(butane.BUTANE, SMALL, checkpoint, lambda line: None)
     other = replace(SMALL, data_share=("anti", 0.5))

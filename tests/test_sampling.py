@@ -284,8 +284,10 @@ def samplers() -> dict[str, Any]:
     options: dict[str, Any] = {"n_steps": 100, "n_walkers": 4, "progress": True}
     saved = options | {"save_interval": 10}
     tempering = saved | {"n_replicas": 3, "exchange_interval": 10, "all_temperatures": True}
+    biased = tempering | {"all_temperatures": False, "bias": bias}
     growing = options | {"deposit_interval": 10, "grid_size": 12}
     return {
+        "tempering, biased": partial(sampling.parallel_tempering, system, potential, trajectory=5, **biased),
         "tempering": partial(sampling.parallel_tempering, system, potential, **tempering),
         "hybrid": partial(sampling.parallel_tempering, system, potential, trajectory=5, **tempering),
         "flattened": partial(sampling.flattened_sampling, system, potential, bias, n_groups=2, **saved),
@@ -294,7 +296,7 @@ def samplers() -> dict[str, Any]:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("name", ["tempering", "hybrid", "flattened", "bias"])
+@pytest.mark.parametrize("name", ["tempering", "hybrid", "tempering, biased", "flattened", "bias"])
 @pytest.mark.parametrize("asked", [2, 7])
 def test_a_sampler_goes_on_from_its_checkpoint(
     name: str, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -310,7 +312,7 @@ def test_a_sampler_goes_on_from_its_checkpoint(
         else:
             sampler(checkpoint=path)
     evaluations = samplers()[name](checkpoint=path).evaluations
-    n_walkers = 12 if name in ("tempering", "hybrid") else 4
+    n_walkers = 4 if name in ("flattened", "bias") else 12
     assert evaluations == whole.evaluations + 3 * n_walkers  # to compare the starts, and to make the walkers again
     written = path.stat().st_mtime_ns
     again = sampler(checkpoint=path)  # complete: nothing is left to do, to pay or to write
@@ -451,7 +453,9 @@ def gauche_population() -> float:
     return quad(density, 0, 2 * np.pi / 3)[0] / quad(density, -np.pi, np.pi, limit=200)[0]
 
 
-def test_flattened_sampling_recovers_a_known_population() -> None:
+@pytest.mark.parametrize("trajectory", [None, 25])
+def test_sampling_under_a_bias_recovers_a_known_population(trajectory: int | None) -> None:
+    """By Langevin dynamics at one temperature, and by parallel tempering of hybrid Monte Carlo."""
     system = chain()
     potential = CompiledPotential(system, compile=False)
     bias = sampling.learn_bias(
@@ -459,9 +463,15 @@ def test_flattened_sampling_recovers_a_known_population() -> None:
     )
     # The bias undoes the barriers in phi, most of 11 kT with a bias factor of 10.
     assert 7 * KT < np.ptp(bias.grid) < 14 * KT
-    run = sampling.flattened_sampling(
-        system, potential, bias, n_steps=4000, n_walkers=256, n_groups=32, time_step=4, save_interval=50, seed=2
-    )
+    options: dict[str, Any] = {"n_steps": 4000, "time_step": 4, "save_interval": 50, "seed": 2}
+    if trajectory is None:
+        run = sampling.flattened_sampling(system, potential, bias, n_walkers=256, n_groups=32, **options)
+    else:
+        options |= {"n_walkers": 256, "n_replicas": 3, "t_max": 450, "exchange_interval": 25, "trajectory": trajectory}
+        run = sampling.parallel_tempering(system, potential, bias=bias, **options)
+        assert "hybrid Monte Carlo" in run.report()
+        assert "reweighted" in run.report()
+    assert run.mass_metric == 0
     ensemble = run.ensemble
     x = torch.from_numpy(ensemble.positions).permute(2, 1, 0).contiguous()
     phi = sampling.torsion_angles(x, [system.torsions["phi"]]).numpy()[0]
@@ -478,6 +488,13 @@ def test_flattened_sampling_recovers_a_known_population() -> None:
     np.testing.assert_allclose(
         potential(torch.from_numpy(ensemble.positions[:50])).numpy(), ensemble.energies[:50], rtol=1e-4, atol=0.05
     )
+
+
+def test_a_biased_ladder_has_no_frames_for_mbar() -> None:
+    system = chain()
+    bias = sampling.TorsionBias((system.torsions["phi"], system.torsions["psi"]), np.zeros((12, 12)))
+    with pytest.raises(PotentialError, match="all_temperatures"):
+        sampling.parallel_tempering(system, n_steps=100, bias=bias, all_temperatures=True)
 
 
 def test_the_bias_is_a_spline_of_its_grid_and_can_be_changed() -> None:
