@@ -28,7 +28,7 @@ from boltzgen.reproduce.hydrogen_bias import pretrained_on_data
 from boltzgen.reproduce.molecule_curves import MEASURE_SEED, checkpoints_in
 from boltzgen.reproduce.molecule_settings import MoleculeSettings
 from boltzgen.reproduce.report import Choice, Report
-from boltzgen.reproduce.rest import Rest, rest
+from boltzgen.reproduce.rest import RESTS, WHERE_IT_RESTS, Rest, rest, rest_table
 from boltzgen.sampling import shipped_reference
 
 __all__ = ["CLAIMS", "KINDS", "SETTINGS", "BeyondSettings", "first_reaching", "run"]
@@ -185,10 +185,14 @@ def run(
             "Percentages are of the samples as generated, without weights. The Cartesian generator has the alignment "
             "penalty in its target, whose factor its true share contains. Evaluations and seconds are those of the "
             "refinement; either generator was pre-trained on the same data, which takes no evaluation.",
-            "L2+ moves mass from a mode with more of the samples than of (r - K)_+ to one with less, and rests where "
-            "the two are equal, which holds for p = q, but not only there.",
+            RESTS,
         ],
-        tables={"Refinements": _table(curves), "Where L2+ rests: the minor mode in the end": _rest_table(rests, true)},
+        tables={
+            "Refinements": _table(curves),
+            WHERE_IT_RESTS: rest_table(
+                (KINDS[kind], seed, true[kind], one) for seed, some in rests.items() for kind, one in some.items()
+            ),
+        },
     )
 
 
@@ -298,14 +302,3 @@ def _table(curves: Mapping[int, Mapping[str, Curve]]) -> str:
             )
     heads = [f"{what} {when}" for what in MEASURED.values() for when in ("start", "end")]
     return markdown_table(("generator", "seed", *heads, "seconds", "steps left out", "failed"), rows)
-
-
-def _rest_table(rests: Mapping[int, Mapping[str, Rest]], true: Mapping[str, float]) -> str:
-    rows = []
-    for seed, some in rests.items():
-        for kind, one in some.items():
-            shares = (str(share) for share in (one.samples, one.raised, one.reweighted))
-            bad = f"{one.bad:.1f}, {one.bad_elsewhere:.1f} %"
-            rows.append((KINDS[kind], str(seed), *shares, f"{true[kind]:.2f} %", bad))
-    heads = ("of the samples", "of (r - K)_+", "with weights p / q", "true", "bad samples, in the mode and elsewhere")
-    return markdown_table(("generator", "seed", *heads), rows)

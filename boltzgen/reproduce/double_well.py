@@ -25,6 +25,7 @@ from boltzgen.reproduce.double_well_figure import Cloud, draw
 from boltzgen.reproduce.double_well_flow import Measured, Pretraining, double_well, measure, pretrained
 from boltzgen.reproduce.double_well_settings import CURVES, SETTINGS, CurveKind, Settings, choices
 from boltzgen.reproduce.report import Report
+from boltzgen.reproduce.rest import RESTS, WHERE_IT_RESTS, Rest, rest, rest_table
 
 __all__ = ["CURVES", "SETTINGS", "CurveKind", "Settings", "run", "start"]
 
@@ -58,6 +59,7 @@ def run(
     target = double_well(settings.complete)
     curves: dict[int, dict[str, Curve]] = {}
     figures: dict[int, Figures] = {}
+    rests: dict[int, dict[str, Rest]] = {}
     clouds: dict[str, Cloud] = {"dataset": _cloud(target.sample(N_SHOWN, torch.Generator().manual_seed(1)), target)}
     for seed in seeds:
         starts = {}
@@ -70,6 +72,11 @@ def run(
             curve, ends[kind.name] = _curve(kind, starts[kind.start], settings, checkpoint, seed)
             curves[seed][kind.name] = curve
             say(f"double well, seed {seed}: {describe(kind, curve)}, true {_true(target):.2f} %")
+        rests[seed] = {
+            kind.label: rest(ends[kind.name], target.in_minor_well, settings.n_rest, settings.refinement.batch_size)
+            for kind in CURVES
+            if kind.loss == "l2+"
+        }
         figures[seed] = _figures(target, starts, curves[seed], settings.n_measured)
         if seed == seeds[0]:
             clouds |= {name: _cloud(_sample(generator), target) for name, generator in (starts | ends).items()}
@@ -85,14 +92,21 @@ def run(
             "true_minor_percent": _true(target),
             "figures": {str(seed): dict(values) for seed, values in figures.items()},
             "curves": {str(seed): {k: c.as_dict() for k, c in found.items()} for seed, found in curves.items()},
+            "rest": {str(seed): {label: asdict(one) for label, one in some.items()} for seed, some in rests.items()},
         },
         draw=partial(draw, target, curves, clouds, {kind.name: kind.label for kind in CURVES}, seeds[0]),
         notes=[
             "Percentages in the minor mode are of the samples as generated, without weights, the mean over the last "
             f"quarter of the refinement; {settings.n_measured:,} samples a point.",
             f"Wall time of all refinements: {format_duration(_seconds(curves))}, without the pre-trainings.",
+            RESTS,
         ],
-        tables={"Refinements": _table(curves)},
+        tables={
+            "Refinements": _table(curves),
+            WHERE_IT_RESTS: rest_table(
+                (label, seed, _true(target), one) for seed, some in rests.items() for label, one in some.items()
+            ),
+        },
     )
 
 

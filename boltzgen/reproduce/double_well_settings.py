@@ -45,12 +45,15 @@ class Settings:
         Of all losses alike; ``loss`` is replaced.
     n_measured : int
         Samples that each point of a curve is measured with.
+    n_rest : int
+        Samples of which `Rest` is, at the end of L2+.
     """
 
     partial: Pretraining
     complete: Pretraining
     refinement: Refinement
     n_measured: int
+    n_rest: int = 200_000
 
     def shortened(self, share: float) -> Settings:
         """The same with a share of all steps and samples, to try whether it runs; it shows nothing then."""
@@ -59,7 +62,8 @@ class Settings:
         steps = cut(self.refinement.n_steps)
         refinement = replace(self.refinement, n_steps=steps, measure_every=max(1, steps // 4))
         n_measured = max(500, cut(self.n_measured))
-        return Settings(shorter(self.partial), shorter(self.complete), refinement, n_measured)
+        n_rest = max(2 * refinement.batch_size, cut(self.n_rest))
+        return Settings(shorter(self.partial), shorter(self.complete), refinement, n_measured, n_rest)
 
 
 SETTINGS = {

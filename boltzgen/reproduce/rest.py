@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from boltzgen.generator import BoltzmannGenerator
+from boltzgen.reproduce.claims import markdown_table
 from boltzgen.reproduce.heavy_atoms import Share
 from boltzgen.training import soft_cap
 
-__all__ = ["Rest", "rest"]
+__all__ = ["RESTS", "WHERE_IT_RESTS", "Rest", "rest", "rest_table"]
 
 SEED = 20
+WHERE_IT_RESTS = "Where L2+ rests: the minor mode in the end"
+RESTS = (
+    "A density that is free at every point would be moved by L2+ from a mode with more of the samples than of (r - K)_+ "
+    "to one with less, and rest where the two are equal, which holds for p = q, but not only there."
+)
 BAD = 10.0  # of r below its median
 
 
@@ -22,9 +28,9 @@ BAD = 10.0  # of r below its median
 class Rest:
     """What a mode has of a generator; standard errors from batches.
 
-    The expected gradient of L2+ moves mass from a mode that has more of the samples than of (r - K)_+ to one that has
-    less; that training clips gradients at a norm is not in it. It vanishes where the shares are equal, which holds for
-    p = q, but not only there.
+    Of a density that is free at every point, L2+ moves mass from a mode that has more of the samples than of (r - K)_+
+    to one that has less, and rests where the shares are equal: for p = q, but not only there. A flow can rest elsewhere
+    too, where its parameters allow no such change; that training clips gradients at a norm is not in it either.
 
     Attributes
     ----------
@@ -39,6 +45,11 @@ class Rest:
     reweighted: Share
     bad: float
     bad_elsewhere: float
+
+    @property
+    def bad_shares(self) -> str:
+        """Both in words."""
+        return f"{self.bad:.1f}, {self.bad_elsewhere:.1f} %"
 
     def __str__(self) -> str:
         return f"{self.samples} of the samples, {self.raised} of (r - K)_+, {self.reweighted} with weights"
@@ -79,6 +90,16 @@ def rest(generator: BoltzmannGenerator, mode: Callable[[Tensor], Tensor], n: int
         bad=100 * float(bad[inside].double().mean()),
         bad_elsewhere=100 * float(bad[~inside].double().mean()),
     )
+
+
+def rest_table(rows: Iterable[tuple[str, int, float, Rest]]) -> str:
+    """A row for each generator, by its name, seed and true share in percent."""
+    cells = [
+        (name, str(seed), str(one.samples), str(one.raised), str(one.reweighted), f"{true:.2f} %", one.bad_shares)
+        for name, seed, true, one in rows
+    ]
+    heads = ("of the samples", "of (r - K)_+", "with weights p / q", "true", "bad samples, in the mode and elsewhere")
+    return markdown_table(("generator", "seed", *heads), cells)
 
 
 def _share(part: Tensor, whole: Tensor) -> Share:
