@@ -18,8 +18,8 @@ __all__ = ["RESTS", "WHERE_IT_RESTS", "Rest", "rest", "rest_table"]
 SEED = 20
 WHERE_IT_RESTS = "Where L2+ rests: the minor mode in the end"
 RESTS = (
-    "A density that is free at every point would be moved by L2+ from a mode with more of the samples than of (r - K)_+ "
-    "to one with less, and rest where the two are equal, which holds for p = q, but not only there."
+    "A density that is free at every point would be moved by L2+ from a mode with more of the samples than of "
+    "(r - K)_+ to one with less, and rest where the two are equal, which holds for p = q, but not only there."
 )
 BAD = 10.0  # of r below its median
 
