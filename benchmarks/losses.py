@@ -27,6 +27,7 @@ from boltzgen.energy.analytic import DoubleWell
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.losses import LOSSES
 from boltzgen.reproduce.curves import Refinement, refine
+from boltzgen.reproduce.double_well_data import SOURCE
 from boltzgen.reproduce.double_well_flow import Pretraining, measure, pretrained
 from boltzgen.reproduce.unconstrained import descend, grid
 
@@ -129,7 +130,7 @@ def table_of(case_name: str, seed: int, n_pretraining: int, losses: list[str]) -
         f"{before.minor:.2f} % ({before.reweighted:.2f} % reweighted), ESS {before.ess:.1f} %, mean u "
         f"{before.mean_energy:.2f}.",
         f"Adam at {case.rate:g}, batches of {case.batch_size}, gradients clipped at norm 50; {N_MEASURED:,} samples a "
-        f"figure. Pre-training on {N_DATA:,} exact samples with forward-kl, at {case.pretraining_rate:g}.",
+        f"figure. Pre-training on {N_DATA:,} samples by {SOURCE}, with forward-kl, at {case.pretraining_rate:g}.",
         "estimator-variance is that for f = 1 + x1^2: it trains towards f p, not p.",
     ]
     for name in losses:

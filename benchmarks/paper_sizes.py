@@ -6,9 +6,8 @@
 or butane; or beyond, which has the data of dialanine and takes iterations for internal coordinates too; or double-well,
 which needs nothing made before. Reference, data, and the network for hydrogens of the molecules are those of the scale
 "quick", from its checkpoints in the same folder; what L2+ should converge to with hydrogens at their minimum is sampled
-seven times as long. Writes FOLDER/NAME-sizes.json, .md
-and .png; Ctrl-C, then the same command goes on. With --only one refinement alone is brought to its end: several can run
-side by side once the first has done the pre-training.
+seven times as long. Writes FOLDER/NAME-sizes.json, .md and .png; Ctrl-C, then the same command goes on. With --only one
+refinement alone is brought to its end: several can run side by side once the first has done the pre-training.
 """
 
 from __future__ import annotations
@@ -40,7 +39,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--iterations", type=int, default=6000, help="with L2+ or the other losses, by Cartesian flows")
     parser.add_argument("--internal", type=int, help="the same in internal coordinates, of beyond (default: 10,000)")
-    parser.add_argument("--pretraining", type=int, default=10_000, help="steps")
+    parser.add_argument(
+        "--pretraining", type=int, default=10_000, help="steps, of the double well those of the complete one"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", metavar="NAME", help="of a refinement of a molecule")
     options = parser.parse_args()
@@ -71,7 +72,7 @@ def of_beyond(options: argparse.Namespace, folder: Path) -> Report:
     """Both generators with hydrogens from a flow."""
     share_checkpoints(options.out, "dialanine", DATA, folder, SCALE)
     quick = beyond.SETTINGS["quick"]
-    steps = {"internal": options.internal or 10_000, "cartesian": options.iterations}
+    steps = {"internal": 10_000 if options.internal is None else options.internal, "cartesian": options.iterations}
     settings = replace(
         quick,
         molecule=molecule_settings("dialanine", options),
@@ -145,5 +146,5 @@ def say(line: str) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except RunInterrupted as stop:
-        sys.exit(f"{stop}: go on with the same command")
+    except (RunInterrupted, KeyboardInterrupt) as stop:
+        sys.exit(f"{stop or 'interrupted'}: go on with the same command")

@@ -17,7 +17,7 @@ from boltzgen.cli import main
 from boltzgen.collective_variables import parse_basin
 from boltzgen.energy import CompiledPotential, FunctionPotential, OpenMMPotential
 from boltzgen.ensemble import Ensemble
-from boltzgen.errors import CheckpointError, StructureError
+from boltzgen.errors import CheckpointError, PotentialError, StructureError
 from boltzgen.interrupts import RunInterrupted
 from boltzgen.placement import hydrogen_density
 from boltzgen.reproduce import beyond, butane, dialanine, heavy_atoms, hydrogens
@@ -233,17 +233,15 @@ def test_starts_have_the_shares_of_the_frames(heavy):
     known = replace(heavy, case=replace(heavy.case, modes={"plus": mode}))
     inside = mode(known.heavy(turned)).numpy()
     assert inside.sum() in (3, 7)
-    tempering = replace(SMALL.placed, n_walkers=34)
-    biased = replace(tempering, n_walkers=10)
     weighted = turned.share(inside).percent / 100
-    for sampling, by_weight, share in ((tempering, True, weighted), (biased, False, inside.mean())):
-        starts = torch.as_tensor(spread(known, turned, sampling, weighted=by_weight)[:, heavy.atoms])
+    for n, by_weight, share in ((34, True, weighted), (10, False, inside.mean())):
+        starts = torch.as_tensor(spread(known, turned, n, weighted=by_weight)[:, heavy.atoms])
         assert mode(starts).double().mean().item() == pytest.approx(share, abs=1e-6)
-    chosen = torch.as_tensor(spread(known, turned, tempering, ("plus", 0.5))[:, heavy.atoms])
+    chosen = torch.as_tensor(spread(known, turned, 34, ("plus", 0.5))[:, heavy.atoms])
     assert mode(chosen).double().mean().item() == pytest.approx(0.5, abs=1e-6)
     nowhere = replace(known, case=replace(known.case, modes={"plus": lambda atoms: mode(atoms) & ~mode(atoms)}))
     with pytest.raises(StructureError, match="are in the mode 'plus'"):
-        spread(nowhere, turned, tempering, ("plus", 0.5))
+        spread(nowhere, turned, 34, ("plus", 0.5))
 
 
 def test_penalty_weights_frames_by_its_integral_over_rotations(heavy):
@@ -448,6 +446,12 @@ def test_what_was_made_from_other_data_is_refused(tmp_path, monkeypatch):
     (tmp_path / "checkpoints" / "butane" / "data.pt").unlink()
     with pytest.raises(CheckpointError, match=r"network\.pt .*data is"):
         prepare(butane.BUTANE, other, checkpoint, lambda line: None)
+
+
+def test_sampling_that_hardly_moves_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(heavy_atoms, "LEAST_ACCEPTED", 1.1)
+    with pytest.raises(PotentialError, match=r"% of the trajectories of Sampling.* were accepted: shorter steps"):
+        prepare(butane.BUTANE, SMALL, checkpoints_in(None, ""), lambda line: None)
 
 
 def test_first_step_with_an_ess():

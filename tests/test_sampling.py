@@ -280,7 +280,8 @@ def samplers() -> dict[str, Any]:
     """Each as a callable of a checkpoint and a seed; ten rounds, two of them burn-in."""
     system = chain()
     potential = CompiledPotential(system.system, positions=system.positions)
-    bias = sampling.TorsionBias((system.torsions["phi"], system.torsions["psi"]), np.zeros((12, 12)))
+    grid = 5 * np.cos(np.add.outer(np.arange(12), np.arange(12)) * np.pi / 6)
+    bias = sampling.TorsionBias((system.torsions["phi"], system.torsions["psi"]), grid)
     options: dict[str, Any] = {"n_steps": 100, "n_walkers": 4, "progress": True}
     saved = options | {"save_interval": 10}
     tempering = saved | {"n_replicas": 3, "exchange_interval": 10, "all_temperatures": True}
@@ -290,7 +291,7 @@ def samplers() -> dict[str, Any]:
         "tempering, biased": partial(sampling.parallel_tempering, system, potential, trajectory=5, **biased),
         "tempering": partial(sampling.parallel_tempering, system, potential, **tempering),
         "hybrid": partial(sampling.parallel_tempering, system, potential, trajectory=5, **tempering),
-        "flattened": partial(sampling.flattened_sampling, system, potential, bias, n_groups=2, **saved),
+        "flattened": partial(sampling.flattened_sampling, system, potential, bias=bias, n_groups=2, **saved),
         "bias": partial(sampling.learn_bias, system, potential, **growing),
     }
 
@@ -389,17 +390,17 @@ def test_a_checkpoint_of_another_sampling_is_refused(name: str, tmp_path: Path) 
         sampler(checkpoint=tmp_path / "nowhere" / "state.pt")
 
 
-def test_a_checkpoint_under_another_bias_is_refused(tmp_path: Path) -> None:
-    path, sampler = tmp_path / "state.pt", samplers()["flattened"]
+@pytest.mark.parametrize("name", ["flattened", "tempering, biased"])
+def test_a_checkpoint_under_another_bias_is_refused(name: str, tmp_path: Path) -> None:
+    path, sampler = tmp_path / "state.pt", samplers()[name]
     sampler(checkpoint=path)
-    bias = sampler.args[2]
+    bias = sampler.keywords["bias"]
     grid = bias.grid.copy()
     grid[6, 6] = 50.0  # far from the start
-    other = dataclasses.replace(bias, grid=grid)
     with pytest.raises(CheckpointError, match="bias is"):
-        partial(sampler.func, *sampler.args[:2], other, **sampler.keywords)(checkpoint=path)
-    with pytest.raises(CheckpointError, match="method is flattened sampling there and parallel tempering here"):
-        samplers()["tempering"](checkpoint=path)
+        sampler(checkpoint=path, bias=dataclasses.replace(bias, grid=grid))
+    with pytest.raises(CheckpointError, match=r"is .* there and .* here"):
+        samplers()["hybrid"](checkpoint=path)
 
 
 def test_hybrid_monte_carlo_that_does_not_move_is_an_error() -> None:

@@ -21,8 +21,9 @@ from boltzgen.progress import format_duration
 from boltzgen.reproduce.claims import Figures, examine, markdown_table
 from boltzgen.reproduce.curves import Curve, refine
 from boltzgen.reproduce.double_well_claims import CLAIMS
+from boltzgen.reproduce.double_well_data import SOURCE
 from boltzgen.reproduce.double_well_figure import Cloud, draw
-from boltzgen.reproduce.double_well_flow import Measured, Pretraining, double_well, measure, pretrained
+from boltzgen.reproduce.double_well_flow import Measured, Pretraining, double_well, measure, pretrained, training_data
 from boltzgen.reproduce.double_well_settings import CURVES, SETTINGS, CurveKind, Settings, choices
 from boltzgen.reproduce.report import Report
 from boltzgen.reproduce.rest import RESTS, WHERE_IT_RESTS, Rest, rest, rest_table
@@ -60,7 +61,8 @@ def run(
     curves: dict[int, dict[str, Curve]] = {}
     figures: dict[int, Figures] = {}
     rests: dict[int, dict[str, Rest]] = {}
-    clouds: dict[str, Cloud] = {"dataset": _cloud(target.sample(N_SHOWN, torch.Generator().manual_seed(1)), target)}
+    data = torch.as_tensor(training_data(settings.complete, seeds[0]).positions)
+    clouds: dict[str, Cloud] = {"dataset": _cloud(data[:: max(1, len(data) // N_SHOWN)][:N_SHOWN], target)}
     for seed in seeds:
         starts = {}
         for name, pretraining in (("partial", settings.partial), ("complete", settings.complete)):
@@ -143,7 +145,7 @@ def _curve(
     kind: CurveKind, start: BoltzmannGenerator, settings: Settings, checkpoint: Path | None, seed: int
 ) -> tuple[Curve, BoltzmannGenerator]:
     pretraining = settings.partial if kind.start == "partial" else settings.complete
-    identity = {"seed": seed, "n_measured": settings.n_measured, "start": str(pretraining)}
+    identity = {"seed": seed, "n_measured": settings.n_measured, "start": f"{pretraining}, {SOURCE}"}
     return refine(
         start,
         replace(settings.refinement, loss=kind.loss),

@@ -14,11 +14,15 @@ from boltzgen.progress import shown_steps
 from boltzgen.sampling.parallel_tempering import ReplicaExchange
 from boltzgen.sampling.run import GAS_CONSTANT
 
-__all__ = ["LADDERS", "N_TEMPERATURES", "THINNING", "T_RATIO", "tempered_samples"]
+__all__ = ["LADDERS", "SOURCE", "tempered_samples"]
 
 LADDERS = 500  # independent of each other, at most
 N_TEMPERATURES, T_RATIO = 5, 10.0  # up to ten times the target's, where the barrier of 11 kT is one of 1 kT
 EXCHANGE, THINNING, BURN_IN = 10, 100, 4000  # steps
+SOURCE = (
+    f"random-walk Metropolis-Hastings with parallel tempering, {N_TEMPERATURES} temperatures up to {T_RATIO:g} times "
+    f"the target's, every {THINNING} steps of up to {LADDERS} ladders after {BURN_IN:,}"
+)
 REACH = 2.4  # over sqrt(d), of the widths: Roberts, Gelman and Gilks, Ann. Appl. Probab. 7, 110 (1997)
 
 

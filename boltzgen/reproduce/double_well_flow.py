@@ -15,9 +15,9 @@ from boltzgen.ensemble import Ensemble
 from boltzgen.flows.cartesian import CartesianFlow
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.reproduce.curves import kept_pretraining
-from boltzgen.reproduce.double_well_data import tempered_samples
+from boltzgen.reproduce.double_well_data import SOURCE, tempered_samples
 
-__all__ = ["Measured", "Pretraining", "UnscaledFlow", "double_well", "measure", "pretrained"]
+__all__ = ["Measured", "Pretraining", "UnscaledFlow", "double_well", "measure", "pretrained", "training_data"]
 
 DATA_SEED = 1000  # plus the seed: data are not the numbers that the flow starts from
 MEASURE_SEED = 17  # the same base variables at every step and for every loss: differences are those of the flows
@@ -127,8 +127,8 @@ def pretrained(settings: Pretraining, seed: int, path: Path | None = None) -> Bo
     kept_pretraining(
         path,
         generator,
-        _data(settings.dimension, settings.scale, settings.n_data, seed),
-        {"seed": seed, **asdict(settings)},
+        training_data(settings, seed),
+        {"seed": seed, "source": SOURCE, **asdict(settings)},
         n_steps=settings.n_steps,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
@@ -138,9 +138,13 @@ def pretrained(settings: Pretraining, seed: int, path: Path | None = None) -> Bo
     return generator
 
 
+def training_data(settings: Pretraining, seed: int) -> Ensemble:
+    """What `pretrained` trains on: the same for the partial and the complete pre-training of a seed."""
+    return _data(settings.dimension, settings.scale, settings.n_data, seed)
+
+
 @lru_cache(maxsize=2)
 def _data(dimension: int, scale: float, n_data: int, seed: int) -> Ensemble:
-    """The same for the partial and the complete pre-training of a seed."""
     return tempered_samples(DoubleWell(dimension, scale=scale), n_data, DATA_SEED + seed)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from boltzgen.energy.analytic import DoubleWell
 from boltzgen.reproduce.curves import Refinement
-from boltzgen.reproduce.double_well_data import LADDERS, N_TEMPERATURES, T_RATIO, THINNING
+from boltzgen.reproduce.double_well_data import SOURCE
 from boltzgen.reproduce.double_well_flow import Pretraining
 from boltzgen.reproduce.report import Choice
 
@@ -97,9 +97,7 @@ def choices(settings: Settings, target: DoubleWell) -> list[Choice]:
         Choice(
             "data",
             "Metropolis-Hastings with parallel tempering; how many, not given",
-            f"{full.n_data:,} samples by random-walk Metropolis-Hastings with parallel tempering, {N_TEMPERATURES} "
-            f"temperatures up to {T_RATIO:g} times the target's, every {THINNING} steps of up to {LADDERS} ladders; a "
-            "tenth held out; the weights with the lowest held-out loss",
+            f"{full.n_data:,} samples by {SOURCE}; a tenth held out; the weights with the lowest held-out loss",
         ),
         Choice(
             "flow", "8 x 4 couplings of 64, CELU", "the same; each scales by at most e^0.25, and starts as identity"

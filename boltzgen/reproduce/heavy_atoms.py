@@ -23,7 +23,7 @@ from boltzgen.diagnostics import effective_sample_fraction
 from boltzgen.energy import CompiledPotential
 from boltzgen.energy.alignment import AlignmentPenalty
 from boltzgen.ensemble import Ensemble
-from boltzgen.errors import StructureError
+from boltzgen.errors import PotentialError, StructureError
 from boltzgen.flows.molecular import GeneratorConfig
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.molecule import Molecule
@@ -49,7 +49,8 @@ __all__ = [
 Array = np.ndarray
 SPREADING_ROUNDS = 20  # between which it can be interrupted
 NO_BIAS = np.zeros(0)
-DATA_SEED, PLACED_SEED, NETWORK_SEED, REFERENCE_SEED, START_SEED = 1, 2, 3, 4, 5
+DATA_SEED, PLACED_SEED, NETWORK_SEED, REFERENCE_SEED = 1, 2, 3, 4
+LEAST_ACCEPTED = 0.2  # of the trajectories; at fewer, frames are few and far between
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def prepare_data(
     )
     sources = f"{settings.sources}, {settings.temperature} K"
     known = MoleculeData(case, molecule, potential, atoms, reference - reference.mean(0), sources, true, true)
-    start = spread(known, true, settings.data, settings.data_share)
+    start = spread(known, true, settings.data.n_walkers, settings.data_share)
     by |= {"seed": DATA_SEED, "start": sources}
     data = _frames(molecule, potential, settings.data, by, checkpoint("data"), start)
     say(f"{case.name}: {len(data.energies):,} frames to train on, {data.evaluations:,} evaluations")
@@ -317,7 +318,7 @@ def prepare(
         say(f"{case.name}: {accuracy}")
     placed = PlacedPotential(placement)
     by = {"seed": PLACED_SEED, "temperature": settings.temperature, "network": str(identity)}
-    start = spread(known, true, settings.placed, weighted=False)
+    start = spread(known, true, settings.placed.n_walkers, weighted=False)
     minimized = _frames(molecule, placed, settings.placed, by, checkpoint("minimized"), start, true.grid)
     say(
         f"{case.name}: {len(minimized.energies):,} frames with hydrogens at their minimum, "
@@ -338,11 +339,11 @@ def prepare(
 def spread(
     known: MoleculeData,
     frames: Frames,
-    sampling: Sampling,
+    n: int,
     chosen: tuple[str, float] | None = None,
     weighted: bool = True,
 ) -> Array:
-    """Positions (n_walkers, N, 3) of frames, in which every mode has its share as far as so few can show it.
+    """Positions (n, N, 3) of frames, in which every mode has its share as far as so few can show it.
 
     Parameters
     ----------
@@ -368,10 +369,9 @@ def spread(
         weights[inside[name]] *= share / weights[inside[name]].sum()
         weights[~inside[name]] *= (1 - share) / weights[~inside[name]].sum()
     order = np.lexsort(list(inside.values()))
-    summed, n = weights[order].cumsum(), sampling.n_walkers
+    summed = weights[order].cumsum()
     rows = np.searchsorted(summed, (np.arange(n) + 0.5) / n * summed[-1])
-    mixed = np.random.default_rng(START_SEED).permutation(rows)  # neighbouring walkers may count as one group
-    return frames.positions[order[mixed]]
+    return frames.positions[order[rows]]
 
 
 def _run(
@@ -389,6 +389,8 @@ def _run(
 
     Raises
     ------
+    PotentialError
+        If next to no trajectory of hybrid Monte Carlo was accepted.
     RunInterrupted
         After Ctrl-C or SIGTERM.
     """
@@ -401,9 +403,11 @@ def _run(
     torsions, options = molecule.torsions, asdict(sampling)
     if isinstance(sampling, Sampling):
         options["bias"] = TorsionBias((torsions["phi"], torsions["psi"]), grid) if grid.size else None
-        run: SamplingRun = sampled(
-            "parallel tempering", parallel_tempering, potential, seed=seed, start=start, **options
-        )
+        options |= {"seed": seed, "start": start}
+        run: SamplingRun = sampled("parallel tempering", parallel_tempering, potential, **options)
+        if (run.move_acceptance < LEAST_ACCEPTED).any():
+            least = f"{100 * run.move_acceptance.min():.0f} %"
+            raise PotentialError(f"{least} of the trajectories of {sampling} were accepted: shorter steps are needed")
         return run
     n_learning, n_spreading = options.pop("n_learning"), options.pop("n_spreading")
     learning = {"n_steps": n_learning, "n_walkers": sampling.n_walkers, "seed": seed}

@@ -89,7 +89,7 @@ class MoleculeSettings:
     placement_steps : int
         Of the network that places hydrogens.
     data_share : (str, float), optional
-        A mode, and the share of the walkers of the data that start in it, where that is not the mode's own.
+        A mode, and the share of the ladders of the data that start in it, where that is not the mode's own.
     pretraining_steps : int
         With KL_z on data.
     pretraining_rate : float
@@ -159,7 +159,8 @@ def _in_words(sampling: Sampling | FlattenedSampling, bias: str = "") -> str:
     if isinstance(sampling, FlattenedSampling):
         return (
             f"{moves} under a bias that makes phi and psi flat, learned on U in {sampling.n_learning:,} steps; "
-            f"{sampling.n_walkers} walkers of {sampling.n_steps:,} steps, reweighted"
+            f"{sampling.n_walkers} walkers of {sampling.n_steps:,} steps, reweighted (at this cost parallel tempering "
+            "alone does not resolve a mode of 1 %)"
         )
     if sampling.trajectory is not None:
         moves = (
@@ -175,8 +176,8 @@ def _in_words(sampling: Sampling | FlattenedSampling, bias: str = "") -> str:
 def common_choices(settings: MoleculeSettings) -> list[Choice]:
     """What the paper leaves open for both molecules, or what is done otherwise here."""
     refinement, chosen = settings.refinement, settings.data_share
-    of_mode = "" if chosen is None else f", {100 * chosen[1]:g} % of the walkers in the mode {chosen[0]!r}"
-    flat = " under the same bias, reweighted" if isinstance(settings.reference, FlattenedSampling) else ""
+    of_mode = "" if chosen is None else f", {100 * chosen[1]:g} % of the ladders in the mode {chosen[0]!r}"
+    flat = " under the bias of these, reweighted" if isinstance(settings.reference, FlattenedSampling) else ""
     return [
         Choice(
             "populations of the Boltzmann distribution",
@@ -192,7 +193,8 @@ def common_choices(settings: MoleculeSettings) -> list[Choice]:
         Choice(
             "populations with hydrogens at their minimum",
             "equation 32",
-            f"sampled on U(h(x_C)) from frames of the Boltzmann distribution on: {_in_words(settings.placed, flat)}",
+            "sampled on U(h(x_C)), from the frames of the Boltzmann distribution on as they were sampled: "
+            + _in_words(settings.placed, flat),
         ),
         Choice(
             "alignment penalty",

@@ -273,7 +273,7 @@ def parallel_tempering(
     sampled.finish()
     sampled.require_frames(exchange_interval)
     kTs = GAS_CONSTANT * exchange.temperatures.numpy()
-    replicas = _ensembles(particles, sampled.frames, n_walkers, kTs)
+    replicas, mass_metric = _ensembles(particles, sampled.frames, n_walkers, kTs)
     ensemble, accepted = replicas[0], np.zeros(0)
     if isinstance(walkers, HybridWalkers):
         accepted = walkers.acceptance().reshape(-1, n_walkers).mean(1)
@@ -293,7 +293,7 @@ def parallel_tempering(
         temperatures=exchange.temperatures.numpy(),
         swap_acceptance=(exchange.accepted / exchange.attempted.clamp(min=1)).numpy(),
         round_trips=exchange.round_trips if n_replicas > 1 else None,
-        mass_metric=float(particles.log_metric(ensemble.positions).std()),
+        mass_metric=mass_metric,
         replicas=replicas if all_temperatures else (),
         move_acceptance=accepted,
         settings=settings,
@@ -302,21 +302,22 @@ def parallel_tempering(
 
 def _ensembles(
     particles: Particles, frames: Mapping[str, list[np.ndarray]], n_walkers: int, kT: np.ndarray
-) -> tuple[Ensemble, ...]:
-    """One for each temperature that frames were saved of, the lowest first.
+) -> tuple[tuple[Ensemble, ...], float]:
+    """One for each temperature that frames were saved of, the lowest first, and how far its mass metric spreads.
 
     Equal weights, but for the bias and the mass metric of constraints; the walker is the group.
     """
     positions, total = np.stack(frames["positions"]), np.stack(frames["energies"])
-    bias = np.stack(frames["bias"]) if "bias" in frames else np.zeros(total.shape)
-    found = []
+    bias = np.stack(frames["bias"]) if "bias" in frames else np.zeros_like(total)
+    found, metrics = [], []
     for k, start in enumerate(range(0, positions.shape[1], n_walkers)):
         rows = slice(start, start + n_walkers)
         x, added = positions[:, rows].reshape(-1, *positions.shape[2:]), bias[:, rows].reshape(-1)
+        metrics.append(particles.log_metric(x))
         found.append(
             Ensemble(
                 positions=x,
-                log_weights=added / float(kT[k]) - particles.log_metric(x),
+                log_weights=added / float(kT[k]) - metrics[k],
                 kT=particles.molecule.kT if k == 0 else float(kT[k]),
                 energies=total[:, rows].reshape(-1) - added,
                 molecule=particles.molecule,
@@ -324,7 +325,7 @@ def _ensembles(
                 groups=np.tile(np.arange(n_walkers), len(positions)),
             )
         )
-    return tuple(found)
+    return tuple(found), float(metrics[0].std())
 
 
 def _check(**positive: int) -> None:
