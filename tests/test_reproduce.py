@@ -316,7 +316,7 @@ def test_command_writes_what_it_says(name, tmp_path, capsys, small):
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     table = (tmp_path / f"{name}.md").read_text()
     rows = [line for line in table.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} <= {4, 6, 8, 9, 11}  # no cell is cut by KL(p || q)
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} <= {4, 6, 9, 10, 11}  # no cell is cut by KL(p || q)
     claims = {"double-well": DOUBLE_WELL_CLAIMS, "propositions": PROPOSITIONS_CLAIMS}[name]
     for claim, finding in zip(claims, written["findings"], strict=True):
         assert claim.paper in table.replace("\\|", "|")

@@ -360,12 +360,14 @@ def test_where_l2_plus_rests():
     assert abs(found.reweighted.percent - 100 * weight) < 4 * found.reweighted.error < 2
     assert found.raised.percent == pytest.approx(100)  # K = 5/3 is above 1
     assert rest(generator, half, 50_000, 500).raised.percent == pytest.approx(50, abs=2)
-    assert found.bad == found.bad_elsewhere == 0
+    assert found.bad == found.bad_elsewhere == found.spread == 0
+    assert found.spread_elsewhere == pytest.approx(0.5, abs=0.01)
 
     # Where half of the samples with r = 4 clash, K = (0 + 1 + 2) / 2.5 = 1.2; where all do, 1/2, and r = 1 is raised.
     clashing = lambda share: lambda x: torch.where(high(x) & (x[:, 0, 2] < share), torch.inf, energy(x))
     half_of_them = rest(SimpleNamespace(flow=Flow(), reduced_energy=clashing(0.5), device="cpu"), high, 50_000, 500)
     assert half_of_them.bad == pytest.approx(50, abs=2)
+    assert half_of_them.spread == 0  # of those that do not clash
     assert half_of_them.samples.percent == pytest.approx(100 / 3, abs=1)
     assert half_of_them.raised.percent == pytest.approx(100)
     all_of_them = rest(SimpleNamespace(flow=Flow(), reduced_energy=clashing(2.0), device="cpu"), middle, 50_000, 500)

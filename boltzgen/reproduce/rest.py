@@ -38,6 +38,9 @@ class Rest:
         Of the samples as generated, of (r - K)_+ with the batch means K as in training, and of p / q.
     bad, bad_elsewhere : float
         Percent of the samples in the mode, and of all others, whose r is more than 10 below the median of all.
+    spread, spread_elsewhere : float
+        Standard deviation of r, capped as in training, of the samples in the mode and of all others: where it is wider,
+        more lies above K, which L2+ raises, and what lies below does not count.
     """
 
     samples: Share
@@ -45,11 +48,8 @@ class Rest:
     reweighted: Share
     bad: float
     bad_elsewhere: float
-
-    @property
-    def bad_shares(self) -> str:
-        """Both in words."""
-        return f"{self.bad:.1f}, {self.bad_elsewhere:.1f} %"
+    spread: float
+    spread_elsewhere: float
 
     def __str__(self) -> str:
         return f"{self.samples} of the samples, {self.raised} of (r - K)_+, {self.reweighted} with weights"
@@ -67,7 +67,7 @@ def rest(generator: BoltzmannGenerator, mode: Callable[[Tensor], Tensor], n: int
         Batches as in training, whose means K are.
     """
     rng = torch.Generator(device=generator.device).manual_seed(SEED)
-    ratios, insides, raised = [], [], []
+    ratios, insides, raised, trained = [], [], [], []
     for _ in range(max(2, n // batch_size)):
         with torch.no_grad():
             x, log_q = generator.flow.sample_and_log_prob(batch_size, rng)
@@ -77,10 +77,14 @@ def rest(generator: BoltzmannGenerator, mode: Callable[[Tensor], Tensor], n: int
         valid = torch.isfinite(log_ratio)  # the others have weight zero, and no part in the loss
         capped = -soft_cap(reduced[valid]) - log_q[valid]
         excess = torch.zeros_like(log_ratio)
+        trained.append(torch.full_like(log_ratio, torch.nan))
+        trained[-1][valid] = capped
         excess[valid] = (capped - capped.mean()).clamp(min=0)
         raised.append(excess)
         ratios.append(log_ratio.masked_fill(~valid, -torch.inf))
     inside, ratio = torch.stack(insides).cpu(), torch.stack(ratios).cpu()
+    finite = torch.stack(trained).cpu()
+    spread = lambda rows: float(finite[rows & ~finite.isnan()].std())
     bad = ratio < ratio.median() - BAD
     share = lambda w: _share(w * inside, w)
     return Rest(
@@ -89,17 +93,21 @@ def rest(generator: BoltzmannGenerator, mode: Callable[[Tensor], Tensor], n: int
         reweighted=share((ratio - ratio.max()).exp()),
         bad=100 * float(bad[inside].double().mean()),
         bad_elsewhere=100 * float(bad[~inside].double().mean()),
+        spread=spread(inside),
+        spread_elsewhere=spread(~inside),
     )
 
 
 def rest_table(rows: Iterable[tuple[str, int, float, Rest]]) -> str:
     """A row for each generator, by its name, seed and true share in percent."""
-    cells = [
-        (name, str(seed), str(one.samples), str(one.raised), str(one.reweighted), f"{true:.2f} %", one.bad_shares)
-        for name, seed, true, one in rows
-    ]
-    heads = ("of the samples", "of (r - K)_+", "with weights p / q", "true", "bad samples, in the mode and elsewhere")
-    return markdown_table(("generator", "seed", *heads), cells)
+    cells = []
+    for name, seed, true, one in rows:
+        shares = (str(one.samples), str(one.raised), str(one.reweighted), f"{true:.2f} %")
+        bad = f"{one.bad:.1f}, {one.bad_elsewhere:.1f} %"
+        cells.append((name, str(seed), *shares, f"{one.spread:.2f}, {one.spread_elsewhere:.2f}", bad))
+    heads = ("of the samples", "of (r - K)_+", "with weights p / q", "true")
+    both = "in the mode and elsewhere"
+    return markdown_table(("generator", "seed", *heads, f"spread of r, {both}", f"bad samples, {both}"), cells)
 
 
 def _share(part: Tensor, whole: Tensor) -> Share:
