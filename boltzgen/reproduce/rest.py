@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -84,7 +85,7 @@ def rest(generator: BoltzmannGenerator, mode: Callable[[Tensor], Tensor], n: int
         ratios.append(log_ratio.masked_fill(~valid, -torch.inf))
     inside, ratio = torch.stack(insides).cpu(), torch.stack(ratios).cpu()
     finite = torch.stack(trained).cpu()
-    spread = lambda rows: float(finite[rows & ~finite.isnan()].std())
+    spread = lambda rows: _deviation(finite[rows & ~finite.isnan()])
     bad = ratio < ratio.median() - BAD
     share = lambda w: _share(w * inside, w)
     return Rest(
@@ -108,6 +109,11 @@ def rest_table(rows: Iterable[tuple[str, int, float, Rest]]) -> str:
     heads = ("of the samples", "of (r - K)_+", "with weights p / q", "true")
     both = "in the mode and elsewhere"
     return markdown_table(("generator", "seed", *heads, f"spread of r, {both}", f"bad samples, {both}"), cells)
+
+
+def _deviation(values: Tensor) -> float:
+    """Standard deviation; NaN of nothing."""
+    return float(values.std(correction=0)) if len(values) else math.nan
 
 
 def _share(part: Tensor, whole: Tensor) -> Share:
