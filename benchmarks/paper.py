@@ -20,7 +20,7 @@ from boltzgen.output_files import write_json
 from boltzgen.reproduce import EXPERIMENTS
 
 RESULTS = Path(__file__).resolve().parent / "results"
-NAMES = (*EXPERIMENTS, "butane-sizes", "dialanine-sizes", "beyond-sizes")
+NAMES = (*EXPERIMENTS, "double-well-sizes", "butane-sizes", "dialanine-sizes", "beyond-sizes")
 CONTROLS = ("butane-penalty",)  # whose verdicts do not count: they say what a claim depends on
 
 
