@@ -23,7 +23,8 @@ from boltzgen.placement import hydrogen_density
 from boltzgen.reproduce import beyond, butane, dialanine, heavy_atoms, hydrogens
 from boltzgen.reproduce.claims import NOT_DECIDED, NOT_REPRODUCED, REPRODUCED, examine
 from boltzgen.reproduce.curves import Curve, kept_arrays
-from boltzgen.reproduce.heavy_atoms import Frames, prepare, spread
+from boltzgen.reproduce.frames import Frames
+from boltzgen.reproduce.heavy_atoms import prepare, spread
 from boltzgen.reproduce.hydrogen_bias import (
     equation_32,
     harmonic_weights,
@@ -451,7 +452,7 @@ def test_what_was_made_from_other_data_is_refused(tmp_path, monkeypatch):
 
 
 def test_sampling_that_hardly_moves_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(heavy_atoms, "LEAST_ACCEPTED", 1.1)
+    monkeypatch.setattr("boltzgen.reproduce.frames.LEAST_ACCEPTED", 1.1)
     with pytest.raises(PotentialError, match=r"% of the trajectories of Sampling.* were accepted: shorter steps"):
         prepare(butane.BUTANE, SMALL, checkpoints_in(None, ""), lambda line: None)
 

@@ -23,7 +23,8 @@ from boltzgen.reproduce.butane_claims import CLAIMS
 from boltzgen.reproduce.butane_figure import Drawn, draw
 from boltzgen.reproduce.claims import Figures, examine, markdown_table
 from boltzgen.reproduce.curves import Curve, Refinement
-from boltzgen.reproduce.heavy_atoms import HeavyAtoms, MoleculeCase, Share, prepare
+from boltzgen.reproduce.frames import Share
+from boltzgen.reproduce.heavy_atoms import HeavyAtoms, MoleculeCase, prepare
 from boltzgen.reproduce.hydrogen_bias import Estimate, equation_32, internal_generator, with_partition_function
 from boltzgen.reproduce.molecule_curves import (
     PULLS,

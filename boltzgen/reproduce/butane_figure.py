@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from boltzgen.reproduce.curves import Curve
-    from boltzgen.reproduce.heavy_atoms import Share
+    from boltzgen.reproduce.frames import Share
     from boltzgen.reproduce.molecule_curves import Cloud
 
 __all__ = ["COLOURS", "Drawn", "draw"]

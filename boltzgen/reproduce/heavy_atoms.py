@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,38 +18,28 @@ from openmm import unit
 from torch import Tensor
 
 from boltzgen.coordinates.reference import minimized_positions
-from boltzgen.diagnostics import effective_sample_fraction
 from boltzgen.energy import CompiledPotential
 from boltzgen.energy.alignment import AlignmentPenalty
 from boltzgen.ensemble import Ensemble
-from boltzgen.errors import PotentialError, StructureError
+from boltzgen.errors import StructureError
 from boltzgen.flows.molecular import GeneratorConfig
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.molecule import Molecule
 from boltzgen.placement import PlacedPotential
-from boltzgen.progress import shown_steps
-from boltzgen.reproduce.curves import kept_arrays, kept_placement, stoppable
-from boltzgen.reproduce.molecule_settings import FlattenedSampling, MoleculeSettings, Sampling
-from boltzgen.sampling import SamplingRun, TorsionBias, domain_of, flattened_sampling, learn_bias, parallel_tempering
-from boltzgen.sampling.rounds import digest
+from boltzgen.reproduce.curves import kept_placement
+from boltzgen.reproduce.frames import Array, Frames, Share, sampled_frames
+from boltzgen.reproduce.molecule_settings import MoleculeSettings
 
 __all__ = [
-    "Array",
-    "Frames",
     "HeavyAtoms",
     "MoleculeCase",
     "MoleculeData",
-    "Share",
     "prepare",
     "prepare_data",
     "spread",
 ]
 
-Array = np.ndarray
-SPREADING_ROUNDS = 20  # between which it can be interrupted
-NO_BIAS = np.zeros(0)
 DATA_SEED, PLACED_SEED, NETWORK_SEED, REFERENCE_SEED = 1, 2, 3, 4
-LEAST_ACCEPTED = 0.2  # of the trajectories; at fewer, frames are few and far between
 
 
 @dataclass(frozen=True)
@@ -83,90 +72,6 @@ class MoleculeCase:
         return Molecule.from_pdb(
             _system_file(self.structure), forcefield=forcefield, solvent=None, temperature=temperature * unit.kelvin
         )
-
-
-@dataclass(frozen=True)
-class Share:
-    """Share of a mode in percent, and its standard error from independent ladders."""
-
-    percent: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"{self.percent:.2f} ± {self.error:.2f} %"
-
-
-@dataclass(frozen=True, eq=False)
-class Frames:
-    """Frames of a sampler, within the domain of the structure.
-
-    Attributes
-    ----------
-    positions : (n, N, 3) array
-        nm, of all atoms.
-    energies : (n,) array
-        kJ/mol.
-    log_weights : (n,) array
-        Zeros from parallel tempering without a bias.
-    groups : (n,) array
-        Which of the independent ladders or walkers each frame is of.
-    evaluations : int
-    seconds : float
-    outside : float
-        Share of frames that were left out, with a cis amide for instance.
-    grid : (n, n) array
-        kJ/mol; the bias on phi and psi that the frames were sampled under. Empty if without.
-    """
-
-    positions: Array
-    energies: Array
-    log_weights: Array
-    groups: Array
-    evaluations: int
-    seconds: float
-    outside: float
-    grid: Array = field(default_factory=lambda: NO_BIAS)
-
-    @property
-    def effective(self) -> float:
-        """Kish's effective number of frames; correlation between them is not in it."""
-        return len(self.energies) * effective_sample_fraction(self.log_weights)
-
-    def rows(self, rows: Array) -> Frames:
-        """Some of the frames."""
-        names = ("positions", "energies", "log_weights", "groups")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
-
-    def share(self, inside: Array, log_weights: Array | None = None) -> Share:
-        """Weighted share of some frames, with the standard error of a ratio from the ladders.
-
-        Parameters
-        ----------
-        inside : (n,) bool array
-        log_weights : (n,) array, optional
-            Added to those of the frames.
-        """
-        share, deviations = self.deviations(inside, log_weights)
-        return Share(100 * share, 100 * self.error(deviations))
-
-    def change(self, inside: Array, log_weights: Array) -> Share:
-        """By how much further weights change a share, with the standard error of the difference; as `share`."""
-        (before, without), (after, weighted) = (self.deviations(inside, more) for more in (None, log_weights))
-        return Share(100 * (after - before), 100 * self.error(weighted - without))
-
-    def deviations(self, inside: Array, log_weights: Array | None = None) -> tuple[float, Array]:
-        """The weighted share, and what every frame adds to its deviation: ``w (inside - share) / sum(w)``, (n,)."""
-        total = self.log_weights if log_weights is None else self.log_weights + log_weights
-        weights = np.exp(total - total.max())
-        weights /= weights.sum()
-        share = float(weights @ inside)
-        return share, weights * (inside - share)
-
-    def error(self, deviations: Array) -> float:
-        """Standard error of something that every frame adds ``deviations`` (n,) to, from independent ladders."""
-        _, ladder = np.unique(self.groups, return_inverse=True)
-        sums = np.bincount(ladder, deviations)
-        return float(np.sqrt(len(sums) / max(len(sums) - 1, 1) * np.square(sums).sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +169,7 @@ def prepare_data(
     potential, atoms = CompiledPotential(molecule), np.asarray(molecule.heavy_atoms)
     reference = minimized_positions(molecule)[atoms]
     by = {"seed": REFERENCE_SEED, "temperature": settings.temperature, "network": ""}
-    true = _frames(molecule, potential, settings.reference, by, checkpoint("reference"))
+    true = sampled_frames(molecule, potential, settings.reference, by, checkpoint("reference"))
     say(
         f"{case.name}: {len(true.energies):,} frames of the Boltzmann distribution, {true.evaluations:,} evaluations "
         f"in {true.seconds:.0f} s"
@@ -273,7 +178,7 @@ def prepare_data(
     known = MoleculeData(case, molecule, potential, atoms, reference - reference.mean(0), sources, true, true)
     start = spread(known, true, settings.data.n_walkers, settings.data_share)
     by |= {"seed": DATA_SEED, "start": sources}
-    data = _frames(molecule, potential, settings.data, by, checkpoint("data"), start)
+    data = sampled_frames(molecule, potential, settings.data, by, checkpoint("data"), start)
     say(f"{case.name}: {len(data.energies):,} frames to train on, {data.evaluations:,} evaluations")
     return replace(known, data=data)
 
@@ -319,7 +224,7 @@ def prepare(
     placed = PlacedPotential(placement)
     by = {"seed": PLACED_SEED, "temperature": settings.temperature, "network": str(identity)}
     start = spread(known, true, settings.placed.n_walkers, weighted=False)
-    minimized = _frames(molecule, placed, settings.placed, by, checkpoint("minimized"), start, true.grid)
+    minimized = sampled_frames(molecule, placed, settings.placed, by, checkpoint("minimized"), start, true.grid)
     say(
         f"{case.name}: {len(minimized.energies):,} frames with hydrogens at their minimum, "
         f"{minimized.evaluations:,} evaluations in {minimized.seconds:.0f} s"
@@ -372,92 +277,6 @@ def spread(
     summed = weights[order].cumsum()
     rows = np.searchsorted(summed, (np.arange(n) + 0.5) / n * summed[-1])
     return frames.positions[order[rows]]
-
-
-def _run(
-    molecule: Molecule,
-    potential: Any,
-    sampling: Sampling | FlattenedSampling,
-    seed: int,
-    start: Array | None,
-    grid: Array,
-    part: Callable[[str], Path | None],
-) -> SamplingRun:
-    """Frames by parallel tempering, from a start and with a bias on phi and psi if they are given; or by flattening.
-
-    ``part`` gives a file for each part of the work, from which it goes on after an interruption.
-
-    Raises
-    ------
-    PotentialError
-        If next to no trajectory of hybrid Monte Carlo was accepted.
-    RunInterrupted
-        After Ctrl-C or SIGTERM.
-    """
-
-    def sampled(label: str, sample: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        with stoppable(part(label)) as interrupts:
-            shown = lambda steps: shown_steps(steps, label, interrupts.requested)
-            return sample(molecule, *args, **options, progress=shown, checkpoint=part(label))
-
-    torsions, options = molecule.torsions, asdict(sampling)
-    if isinstance(sampling, Sampling):
-        options["bias"] = TorsionBias((torsions["phi"], torsions["psi"]), grid) if grid.size else None
-        options |= {"seed": seed, "start": start}
-        run: SamplingRun = sampled("parallel tempering", parallel_tempering, potential, **options)
-        if (run.move_acceptance < LEAST_ACCEPTED).any():
-            least = f"{100 * run.move_acceptance.min():.0f} %"
-            raise PotentialError(f"{least} of the trajectories of {sampling} were accepted: shorter steps are needed")
-        return run
-    n_learning, n_spreading = options.pop("n_learning"), options.pop("n_spreading")
-    learning = {"n_steps": n_learning, "n_walkers": sampling.n_walkers, "seed": seed}
-    bias = sampled("learning the bias", learn_bias, potential, **learning)
-    spreading = options | {"n_steps": n_spreading, "save_interval": max(n_spreading // SPREADING_ROUNDS, 1)}
-    first = sampled("spreading", flattened_sampling, potential, bias, seed=seed + 2, **spreading)
-    start = first.ensemble.positions[-sampling.n_walkers :]
-    run = sampled("flattened sampling", flattened_sampling, potential, bias, seed=seed + 1, start=start, **options)
-    evaluations, seconds = (
-        sum(getattr(one, cost) for one in (bias, first, run)) for cost in ("evaluations", "seconds")
-    )
-    return replace(run, evaluations=evaluations, seconds=seconds, settings={**run.settings, "grid": bias.grid})
-
-
-def _frames(
-    molecule: Molecule,
-    potential: Any,
-    sampling: Sampling | FlattenedSampling,
-    identity: Mapping[str, Any],
-    path: Path | None,
-    start: Array | None = None,
-    grid: Array = NO_BIAS,
-) -> Frames:
-    """Frames by sampling a potential of the molecule."""
-    known = {**identity, **asdict(sampling)}
-
-    def part(label: str) -> Path | None:
-        if path is None:
-            return None
-        return path.with_name(f"{path.stem}-{digest(str(known))}-{label.replace(' ', '-')}{path.suffix}")
-
-    def make() -> dict[str, Array]:
-        run = _run(molecule, potential, sampling, int(identity["seed"]), start, grid, part)
-        ensemble = run.ensemble
-        inside = np.asarray(domain_of(molecule)(ensemble.positions))
-        return {
-            "positions": ensemble.positions[inside],
-            "energies": np.asarray(ensemble.energies)[inside],
-            "log_weights": np.asarray(ensemble.log_weights, dtype=np.float64)[inside],
-            "groups": np.asarray(ensemble.groups)[inside],
-            "grid": np.asarray(run.settings.get("grid", grid)),
-            "cost": np.array([run.evaluations, run.seconds, ensemble.weights @ ~inside]),
-        }
-
-    made = kept_arrays(path, known, make)
-    if path is not None:
-        for left in path.parent.glob(f"{path.stem}-{digest(str(known))}-*"):
-            left.unlink()
-    evaluations, seconds, outside = made.pop("cost").tolist()
-    return Frames(**made, evaluations=int(evaluations), seconds=seconds, outside=outside)
 
 
 def _system_file(name: str) -> Path:

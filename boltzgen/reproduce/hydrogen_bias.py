@@ -22,7 +22,8 @@ from boltzgen.flows.molecular import GeneratorConfig
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.placement import hydrogen_density
 from boltzgen.reproduce.curves import kept_pretraining
-from boltzgen.reproduce.heavy_atoms import Array, HeavyAtoms, MoleculeData, Share
+from boltzgen.reproduce.frames import Array, Share
+from boltzgen.reproduce.heavy_atoms import HeavyAtoms, MoleculeData
 
 __all__ = [
     "Estimate",

@@ -16,7 +16,8 @@ import numpy as np
 from boltzgen.diagnostics import effective_sample_fraction
 from boltzgen.reproduce import butane, dialanine
 from boltzgen.reproduce.claims import Claim, Figures, examine, markdown_table
-from boltzgen.reproduce.heavy_atoms import Array, HeavyAtoms, MoleculeCase, Share, prepare
+from boltzgen.reproduce.frames import Array, Share
+from boltzgen.reproduce.heavy_atoms import HeavyAtoms, MoleculeCase, prepare
 from boltzgen.reproduce.hydrogen_bias import (
     DRAWS,
     equation_32_weights,

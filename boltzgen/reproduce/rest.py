@@ -11,7 +11,7 @@ from torch import Tensor
 
 from boltzgen.generator import BoltzmannGenerator
 from boltzgen.reproduce.claims import markdown_table
-from boltzgen.reproduce.heavy_atoms import Share
+from boltzgen.reproduce.frames import Share
 from boltzgen.training import soft_cap
 
 __all__ = ["RESTS", "WHERE_IT_RESTS", "Rest", "rest", "rest_table"]
