@@ -72,8 +72,8 @@ PLACED = Sampling(
 SETTINGS = {
     "quick": MoleculeSettings(
         temperature=300.0,
-        reference=Sampling(25_000, 5, 1000.0, save_interval=100, time_step=2.0, trajectory=50),
-        data=Sampling(12_000, 5, 1000.0, save_interval=100, time_step=2.0, trajectory=50),
+        reference=Sampling(25_000, 5, 1000.0, save_interval=100),
+        data=Sampling(12_000, 5, 1000.0, save_interval=100),
         placed=replace(PLACED, n_steps=6000),
         placement_steps=400,
         pretraining_steps=1000,
@@ -85,8 +85,8 @@ SETTINGS = {
     ),
     "paper": MoleculeSettings(
         temperature=300.0,
-        reference=Sampling(200_000, 6, 1200.0, save_interval=200, time_step=2.0, trajectory=50),
-        data=Sampling(100_000, 6, 1200.0, save_interval=200, time_step=2.0, trajectory=50),
+        reference=Sampling(200_000, 6, 1200.0, save_interval=200),
+        data=Sampling(100_000, 6, 1200.0, save_interval=200),
         placed=PLACED,
         placement_steps=2000,
         pretraining_steps=10_000,

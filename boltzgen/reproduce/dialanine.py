@@ -90,7 +90,7 @@ SETTINGS = {
     "quick": MoleculeSettings(
         temperature=300.0,
         reference=FlattenedSampling(n_learning=8000, n_spreading=5000, n_steps=15_000, save_interval=50),
-        data=Sampling(6000, 5, 600.0, save_interval=100, time_step=2.0, n_walkers=512, trajectory=50),
+        data=Sampling(6000, 5, 600.0, save_interval=100, n_walkers=512),
         data_share=DATA_SHARE,
         placed=replace(PLACED, n_steps=8000),
         placement_steps=400,
@@ -104,7 +104,7 @@ SETTINGS = {
     "paper": MoleculeSettings(
         temperature=300.0,
         reference=FlattenedSampling(n_learning=40_000, n_spreading=20_000, n_steps=200_000, save_interval=200),
-        data=Sampling(12_000, 4, 450.0, save_interval=100, time_step=2.0, n_walkers=1024, trajectory=50),
+        data=Sampling(12_000, 4, 450.0, save_interval=100, n_walkers=1024),
         data_share=DATA_SHARE,
         placed=PLACED,
         placement_steps=4000,

@@ -28,15 +28,15 @@ class CurveKind:
 
 @dataclass(frozen=True)
 class Sampling:
-    """A parallel-tempering run; parameters of `boltzgen.sampling.parallel_tempering`."""
+    """Parallel tempering of hybrid Monte Carlo; parameters of `boltzgen.sampling.parallel_tempering`."""
 
     n_steps: int
     n_replicas: int
     t_max: float
     save_interval: int
-    time_step: float = 1.0
+    time_step: float = 2.0
     n_walkers: int = 64
-    trajectory: int | None = None
+    trajectory: int = 50
     exchange_interval: int = 100
 
     def shortened(self, share: float) -> Sampling:
@@ -155,21 +155,17 @@ class MoleculeSettings:
 
 
 def _in_words(sampling: Sampling | FlattenedSampling, bias: str = "") -> str:
-    moves = f"Langevin dynamics (BAOAB, {sampling.time_step:g} fs, not Metropolised)"
+    step = f"{sampling.time_step:g} fs"
     if isinstance(sampling, FlattenedSampling):
         return (
-            f"{moves} under a bias that makes phi and psi flat, learned on U in {sampling.n_learning:,} steps; "
-            f"{sampling.n_walkers} walkers of {sampling.n_steps:,} steps, reweighted (at this cost parallel tempering "
-            "alone does not resolve a mode of 1 %)"
-        )
-    if sampling.trajectory is not None:
-        moves = (
-            f"Metropolis-Hastings (hybrid Monte Carlo, trajectories of {sampling.trajectory} steps of "
-            f"{sampling.time_step:g} fs)"
+            f"Langevin dynamics (BAOAB, {step}, not Metropolised) under a bias that makes phi and psi flat, learned on "
+            f"U in {sampling.n_learning:,} steps; {sampling.n_walkers} walkers of {sampling.n_steps:,} steps, "
+            "reweighted (at this cost parallel tempering alone does not resolve a mode of 1 %)"
         )
     return (
-        f"parallel tempering of {moves}{bias}, {sampling.n_replicas} temperatures up to {sampling.t_max:g} K, swaps "
-        f"every {sampling.exchange_interval} steps, {sampling.n_walkers} ladders of {sampling.n_steps:,} steps"
+        f"parallel tempering of Metropolis-Hastings (hybrid Monte Carlo, trajectories of {sampling.trajectory} steps "
+        f"of {step}){bias}, {sampling.n_replicas} temperatures up to {sampling.t_max:g} K, swaps every "
+        f"{sampling.exchange_interval} steps, {sampling.n_walkers} ladders of {sampling.n_steps:,} steps"
     )
 
 
